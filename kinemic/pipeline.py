@@ -1,0 +1,571 @@
+"""The verbs of an experiment: prepare, pretrain, retrieve, adapt, synthesize, evaluate.
+
+Each joins the core modules for one `Experiment`, keeps its result in the artefact store and loads it the next time.
+Nothing below this module knows of experiments, folders or caches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kinemic import har, metrics, motion, train
+from kinemic import world as embedded
+from kinemic.artefacts import Artefact, Store
+from kinemic.config import Experiment
+from kinemic.data import Clip, entries, few_shot, read_humanml3d, read_ntu_vibe, subject_disjoint, write_humanml3d
+from kinemic.denoiser import Denoiser
+from kinemic.diffusion import Diffusion
+from kinemic.retrieval import Neighbours, caption_means, soft_positives
+from kinemic.text import TextCache, load_encoder
+
+__all__ = [
+    "Dataset", "Lab", "MinedWindows", "TrainingSet",
+]  # fmt: skip
+
+PREPARE = ("motion", "data", "world")
+TRAIN = ("motion", "data", "denoiser", "diffusion", "mining", "retrieval", "train")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Both sides of an experiment.
+
+    Attributes:
+        source: entries of the text-to-motion corpus, captioned.
+        pool: labelled target clips from which shots are drawn.
+        test: labelled target clips of other subjects; empty where a folder has none.
+        classes: target classes, sorted; an action id is the position in this tuple.
+        captions: one sentence per class.
+        truth: class -> labels of ground-truth segments that show it; empty for real data.
+        normalizer: fitted on the source only.
+        origin: artefacts or fingerprints this was read from.
+    """
+
+    source: list[Clip]
+    pool: list[Clip]
+    test: list[Clip]
+    classes: tuple[str, ...]
+    captions: dict[str, str]
+    truth: dict[str, tuple[str, ...]]
+    normalizer: motion.Normalizer
+    origin: tuple[Artefact, ...]
+
+    def labels(self, clips: Sequence[Clip]) -> np.ndarray:
+        """(N,) action ids.
+
+        Raises:
+            ValueError: a clip's label is not among the classes.
+        """
+        table = {name: i for i, name in enumerate(self.classes)}
+        for clip in clips:
+            if clip.action not in table:
+                raise ValueError(
+                    f"clip {clip.name}: label {clip.action!r} is not in the table {', '.join(self.classes)}"
+                )
+        return np.array([table[clip.action] for clip in clips], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Clips for the classifier: joints (T, 22, 3), labels, and which are synthetic."""
+
+    joints: list[np.ndarray]
+    labels: np.ndarray
+    synthetic: np.ndarray
+
+    def __add__(self, other: TrainingSet) -> TrainingSet:
+        return TrainingSet(
+            self.joints + other.joints,
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.synthetic, other.synthetic]),
+        )
+
+
+@dataclass(frozen=True)
+class MinedWindows:
+    """Windows cut from retrieved source motions.
+
+    Attributes:
+        rows: (N,) source entries.
+        start, length: (N,) frames.
+        action: (N,) class for which each was mined.
+        attention: N arrays (T_i,); empty arrays where no attention chose the window.
+    """
+
+    rows: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    action: np.ndarray
+    attention: list[np.ndarray] = field(default_factory=list)
+
+
+def _folder_artefact(folder: Path) -> Artefact:
+    """Fingerprint of a data folder by the names, sizes and times of its files; the content may be gigabytes."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give 'embedded' or a data folder (see the chapter on data)")
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            stat = path.stat()
+            digest.update(f"{path.relative_to(folder)}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+    return Artefact(folder, digest.hexdigest()[:16])
+
+
+class Lab:
+    """One experiment at work.
+
+    Args:
+        experiment: validated settings.
+        store: where artefacts live; default the project's cache.
+        progress: show progress bars.
+    """
+
+    def __init__(self, experiment: Experiment, store: Store | None = None, *, progress: bool = True):
+        self.cfg, self.store, self.progress = experiment, store or Store(), progress
+        self.device = self._device(experiment.device)
+        self.diffusion = Diffusion(experiment.diffusion.num_timesteps)
+
+    @staticmethod
+    def _device(wanted: str) -> str:
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if wanted == "auto":
+            return next(d for d in ("cuda", "mps", "cpu") if available[d])
+        if not available[wanted]:
+            raise ValueError(f"device {wanted!r} is not available to this PyTorch: use device 'auto' or 'cpu'")
+        return wanted
+
+    # --- prepare ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> Dataset:
+        """Source, few-shot pool and test set, from the embedded world or from folders."""
+        cfg = self.cfg
+        origin: list[Artefact] = []
+        truth: dict[str, tuple[str, ...]] = {}
+        if "embedded" in (cfg.source, cfg.target):
+            settings = cfg.world.model_dump() | {"version": embedded.VERSION}
+
+            def compute(folder: Path) -> dict:
+                made = embedded.make_world(**cfg.world.model_dump())
+                fitted = motion.Normalizer.fit([c.features for c in made.source])
+                write_humanml3d(folder / "source", {"train": made.source}, fitted)
+                write_humanml3d(folder / "target", {"pool": made.pool, "test": made.test}, fitted)
+                return {"source clips": len(made.source), "pool": len(made.pool), "test": len(made.test)}
+
+            world = self.store.run("world", settings, compute, modules=PREPARE)
+            origin.append(world)
+        if cfg.source == "embedded":
+            source, normalizer = (
+                read_humanml3d(world.folder / "source"),
+                motion.Normalizer.load(world.folder / "source"),
+            )
+        else:
+            folder = Path(cfg.source)
+            origin.append(_folder_artefact(folder))
+            source = read_humanml3d(folder, "train")
+            if cfg.data.limit:
+                source = source[: cfg.data.limit]
+            official = (folder / "Mean.npy").is_file()
+            normalizer = (
+                motion.Normalizer.load(folder) if official else motion.Normalizer.fit([c.features for c in source])
+            )
+        if cfg.target == "embedded":
+            pool, test = (read_humanml3d(world.folder / "target", split) for split in ("pool", "test"))
+            truth = {name: (name,) for name in embedded.CLASSES}  # segments are labelled by primitive
+        else:
+            folder = Path(cfg.target)
+            origin.append(_folder_artefact(folder))
+            if (folder / "ntu_classes.txt").is_file():
+                pool, test = read_ntu_vibe(folder, cfg.data.split), []
+            else:
+                pool, test = (read_humanml3d(folder, split) for split in ("pool", "test"))
+        if test:
+            subject_disjoint(pool, test)
+        source = [c for c in entries(source, cfg.data.min_frames, cfg.data.max_frames) if c.captions]
+        classes = tuple(sorted({c.action for c in pool}))
+        captions = {}
+        for clip in pool:
+            if not clip.captions:
+                raise ValueError(
+                    f"target clip {clip.name} has no caption: write one sentence per class into its text file"
+                )
+            captions.setdefault(clip.action, clip.captions[0].text)
+        return Dataset(source, pool, test, classes, captions, truth, normalizer, tuple(origin))
+
+    @cached_property
+    def text(self) -> TextCache:
+        """Sentence encoder with its cache."""
+        encoder = load_encoder(self.cfg.text.encoder, self.cfg.text.weights, self.device)
+        return TextCache(encoder, self.store.root / "text")
+
+    def _stream(self, clips: Sequence[Clip], actions: np.ndarray | None = None) -> train.Stream:
+        texts = [c.text for clip in clips for c in clip.captions]
+        features = self.text(texts, "condition")
+        ends = np.cumsum([len(clip.captions) for clip in clips])
+        return train.Stream(
+            [clip.features for clip in clips],
+            np.split(features, ends[:-1]),
+            np.full(len(clips), -1) if actions is None else actions,
+            self.data.normalizer,
+        )
+
+    @cached_property
+    def source_stream(self) -> train.Stream:
+        """All source entries, ready to be drawn."""
+        return self._stream(self.data.source)
+
+    # --- prior ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def prior(self) -> Artefact:
+        """Text-to-motion prior: trained on the source, or the checkpoint the settings name."""
+        cfg = self.cfg
+        if cfg.pretrain.checkpoint:
+            folder = Path(cfg.pretrain.checkpoint)
+            model = train.load_model(folder)
+            if model.settings["text_dim"] != self.text.encoder.dim:
+                raise ValueError(
+                    f"{folder}: conditioned on {model.settings['text_dim']}-d text, encoder "
+                    f"{self.text.encoder.name!r} gives {self.text.encoder.dim}; change text.encoder"
+                )
+            return _folder_artefact(folder)
+        settings = {
+            "pretrain": cfg.pretrain.model_dump(exclude={"checkpoint", "save_every"}), "denoiser": cfg.denoiser.model_dump(),
+            "num_timesteps": cfg.diffusion.num_timesteps, "encoder": self.text.encoder.fingerprint,
+            "data": cfg.data.model_dump(exclude={"split"}), "source": [a.key for a in self.data.origin[:1]],
+        }  # fmt: skip
+
+        def compute(folder: Path) -> dict:
+            torch.manual_seed(cfg.pretrain.seed)
+            model = Denoiser(motion.NUM_FEATURES, self.text.encoder.dim, **cfg.denoiser.model_dump())
+            log = train.pretrain(
+                model, self.diffusion, self.source_stream, device=self.device, checkpoint=folder / "training.safetensors",
+                progress="prior" if self.progress else "", **cfg.pretrain.model_dump(exclude={"checkpoint"}),
+            )  # fmt: skip
+            train.save_model(folder, "denoiser", model, model.settings)
+            (folder / "log.json").write_text(json.dumps(log))
+            (folder / "training.safetensors").unlink(missing_ok=True)
+            return {"loss": log[-1]["loss"], "parameters": sum(p.numel() for p in model.parameters())}
+
+        return self.store.run("prior", settings, compute, modules=TRAIN)
+
+    @cached_property
+    def prior_model(self) -> Denoiser:
+        """The prior's weights."""
+        return train.load_model(self.prior.folder).to(self.device)
+
+    # --- retrieve ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def bank(self) -> np.ndarray:
+        """(M, E) one vector per source entry, for retrieval."""
+        clips = self.data.source
+        features = self.text([c.text for clip in clips for c in clip.captions], "retrieval")
+        return caption_means(features, [len(clip.captions) for clip in clips])
+
+    def retrieve(self, top_k: int | None = None) -> Neighbours:
+        """Soft positives of each class, in the order of the classes."""
+        queries = self.text([self.data.captions[c] for c in self.data.classes], "retrieval")
+        return soft_positives(queries, self.bank, top_k or self.cfg.mining.top_k)
+
+    def relevance(self) -> np.ndarray:
+        """(K, M) bool: does a source entry contain the class, by ground truth. Embedded world only."""
+        if not self.data.truth:
+            raise ValueError("relevance needs ground-truth segments, which only the embedded world has")
+        shown = [{s.label for s in clip.segments} for clip in self.data.source]
+        return np.array([[bool(labels & set(self.data.truth[c])) for labels in shown] for c in self.data.classes])
+
+    # --- adapt ------------------------------------------------------------------------------------------------------
+
+    def shots(self, draw: int) -> list[Clip]:
+        """The few real clips of one draw, `shots` per class."""
+        rng = np.random.default_rng([self.cfg.seed, draw])
+        return few_shot(self.data.pool, self.cfg.shots, rng, self.data.classes)
+
+    def adapt(self, draw: int = 0, **alternatives) -> Artefact:
+        """Adapted generator of one draw.
+
+        Args:
+            draw: number of the few-shot draw.
+            **alternatives: fields of the adaptation to replace, e.g. method='naive' or an entry of `config.ABLATIONS`.
+        """
+        options = self.cfg.override(adapt=alternatives).adapt
+        settings = {
+            "adapt": options.model_dump(exclude={"save_every"}), "mining": self.cfg.mining.model_dump(), "draw": draw,
+            "shots": self.cfg.shots, "seed": self.cfg.seed, "encoder": self.text.encoder.fingerprint,
+            "data": self.cfg.data.model_dump(),
+        }  # fmt: skip
+
+        def compute(folder: Path) -> dict:
+            clips = self.shots(draw)
+            actions = self.data.labels(clips)
+            fields = options.model_dump()
+            fields["window_weight_rule"] = fields.pop("window_weight")
+            source = lists = None
+            if options.method == "kinemic":
+                neighbours = self.retrieve()
+                # A clip has one list per caption; all clips of a class share its caption, so its list too.
+                source, lists = self.source_stream, [[neighbours.indices[a]] for a in actions]
+            made = train.adapt(
+                self.prior_model, self.diffusion, self._stream(clips, actions), source, lists,
+                num_actions=len(self.data.classes), mic_dim=self.cfg.mining.dim, temperature=self.cfg.mining.temperature,
+                bank=self.cfg.mining.bank, device=self.device, checkpoint=folder / "training.safetensors",
+                progress=f"{options.method}, draw {draw}" if self.progress else "", **fields,
+            )  # fmt: skip
+            train.save_model(folder / "generator", "denoiser", made.model, made.model.settings)
+            if made.mic is not None:
+                train.save_model(folder / "mic", "mic", made.mic, made.mic.settings)
+            np.save(folder / "windows.npy", made.windows)
+            (folder / "log.json").write_text(json.dumps(made.log))
+            (folder / "training.safetensors").unlink(missing_ok=True)
+            return {"loss": made.log[-1]["loss"]}
+
+        return self.store.run("adapt", settings, compute, inputs=[self.prior, *self.data.origin], modules=TRAIN)
+
+    # --- mine -------------------------------------------------------------------------------------------------------
+
+    def mine(
+        self,
+        draw: int = 0,
+        *,
+        per_class: int,
+        choose: str = "attention",
+        adapted: Artefact | None = None,
+        seed: int = 0,
+    ) -> MinedWindows:
+        """Windows for each class among its soft positives, with lengths drawn from the shots of that class.
+
+        Args:
+            draw: few-shot draw whose MIC and lengths are used.
+            per_class: windows per class.
+            choose: 'attention' (MIC), 'random' (uniform start) or 'oracle' (inside the ground-truth segment).
+            adapted: an adaptation with a MIC; default the method's own.
+            seed: of the draws.
+        """
+        if choose not in ("attention", "random", "oracle"):
+            raise ValueError(f"choose is {choose!r}: one of attention, random, oracle")
+        rng = np.random.default_rng([self.cfg.seed, draw, seed])
+        clips, neighbours = self.shots(draw), self.retrieve()
+        actions = self.data.labels(clips)
+        rows, lengths, labels = [], [], []
+        relevant = self.relevance() if choose == "oracle" else None
+        for k in range(len(self.data.classes)):
+            members = neighbours.indices[k]
+            if relevant is not None:
+                shown = members[relevant[k, members]]
+                if not len(shown):
+                    continue
+                members = shown
+            picked = rng.choice(members, size=per_class, replace=per_class > len(members))
+            own = np.array([len(c) for c, a in zip(clips, actions, strict=True) if a == k])
+            wanted = rng.choice(own, size=per_class)
+            rows.append(picked)
+            labels.append(np.full(per_class, k))
+            lengths.append(np.minimum(wanted, [len(self.data.source[i]) for i in picked]))
+        rows, lengths, labels = (np.concatenate(x) for x in (rows, lengths, labels))
+        attention: list[np.ndarray] = []
+        if choose == "attention":
+            adapted = adapted or self.adapt(draw)
+            free = adapted.manifest["settings"]["adapt"]["mic_condition"] == "free"
+            S = self.diffusion.num_timesteps
+            unique, back = np.unique(rows, return_inverse=True)
+            found = train.mine(
+                self.prior_model, train.load_model(adapted.folder / "mic", "mic").to(self.device), self.diffusion,
+                self.source_stream, unique.tolist(), timesteps=(S // 10, 3 * S // 10, S // 2), condition_free=free,
+            )  # fmt: skip
+            attention = [found[i] for i in back]
+            width = max(len(a) for a in attention)
+            padded = torch.from_numpy(np.stack([np.pad(a, (0, width - len(a))) for a in attention]))
+            total = torch.tensor([len(a) for a in attention])
+            start = train.best_window(padded, total, torch.from_numpy(lengths)).numpy()
+        else:
+            start = np.zeros(len(rows), np.int64)
+            for i, (row, n, k) in enumerate(zip(rows, lengths, labels, strict=True)):
+                clip = self.data.source[row]
+                low, high = 0, len(clip) - n
+                if choose == "oracle":
+                    names = set(self.data.truth[self.data.classes[k]])
+                    segment = next(s for s in clip.segments if s.label in names)
+                    middle = (segment.start + segment.end - n) // 2
+                    low = high = int(np.clip(middle, 0, len(clip) - n))
+                start[i] = rng.integers(low, high + 1)
+        return MinedWindows(rows, start, lengths, labels, attention)
+
+    def window_quality(self, windows: MinedWindows) -> dict[str, np.ndarray]:
+        """Per window: IoU with the truth, the best and the mean a window of that length could have. NaN where the
+        source entry does not contain the class (a wrong retrieval)."""
+        out = {name: np.full(len(windows.rows), np.nan) for name in ("iou", "oracle", "random")}
+        for i, (row, start, n, k) in enumerate(
+            zip(windows.rows, windows.start, windows.length, windows.action, strict=True)
+        ):
+            clip = self.data.source[row]
+            names = set(self.data.truth[self.data.classes[k]])
+            spans = [(s.start, s.end) for s in clip.segments if s.label in names]
+            if not spans:
+                continue
+            every = np.arange(len(clip) - n + 1)
+            scores = np.max([metrics.window_iou(every, n, a, b) for a, b in spans], axis=0)
+            out["iou"][i], out["oracle"][i], out["random"][i] = scores[start], scores.max(), scores.mean()
+        return out
+
+    # --- synthesize -------------------------------------------------------------------------------------------------
+
+    def synthesize(self, adapted: Artefact | None, draw: int = 0) -> Artefact:
+        """Labelled synthetic clips, balanced over the classes, with lengths drawn from the shots.
+
+        Args:
+            adapted: the generator; None samples the prior itself by caption (zero-shot).
+            draw: few-shot draw whose lengths are used.
+        """
+        cfg, s = self.cfg, self.cfg.synthesis
+        settings = {"synthesis": s.model_dump(), "diffusion": cfg.diffusion.model_dump(), "draw": draw, "shots": cfg.shots,
+                    "seed": cfg.seed, "zero_shot": adapted is None}  # fmt: skip
+
+        def compute(folder: Path) -> dict:
+            if adapted is None:
+                model, condition = self.prior_model, "text"
+            else:
+                model = train.load_model(adapted.folder / "generator").to(self.device)
+                condition = adapted.manifest["settings"]["adapt"]["condition"]
+            rng = np.random.default_rng([s.seed, draw])
+            clips = self.shots(draw)
+            actions = self.data.labels(clips)
+            K = len(self.data.classes)
+            action = np.repeat(np.arange(K), s.per_class)
+            own = [np.array([len(c) for c, a in zip(clips, actions, strict=True) if a == k]) for k in range(K)]
+            lengths = np.concatenate([rng.choice(own[k], size=s.per_class) for k in range(K)])
+            text = self.text([self.data.captions[c] for c in self.data.classes], "condition")
+            generator = torch.Generator(self.device).manual_seed(s.seed + draw)
+            order = np.argsort(lengths, kind="stable")  # clips of similar length share a batch
+            features: list[np.ndarray | None] = [None] * len(order)
+            for first in range(0, len(order), s.batch):
+                rows = order[first : first + s.batch]
+                a = torch.from_numpy(action[rows])
+                x = self.diffusion.sample(
+                    model, torch.from_numpy(lengths[rows]), motion.NUM_FEATURES,
+                    text=torch.from_numpy(text[action[rows]]).to(self.device) if "text" in condition else None,
+                    action=a.to(self.device) if "action" in condition else None,
+                    guidance_scale=cfg.diffusion.guidance_scale, sampler=cfg.diffusion.sampler,
+                    steps=cfg.diffusion.sampling_steps or None, generator=generator,
+                )  # fmt: skip
+                x = self.data.normalizer.denormalize(x.cpu().numpy())
+                for row, one in zip(rows, x, strict=True):
+                    features[row] = one[: lengths[row]].astype(np.float32)
+            np.savez(folder / "clips.npz", features=np.concatenate(features), lengths=lengths, action=action)
+            return {"clips": len(lengths)}
+
+        inputs = [adapted or self.prior, *self.data.origin]
+        return self.store.run("synthesize", settings, compute, inputs=inputs, modules=(*TRAIN, "pipeline"))
+
+    def load_clips(self, synthetic: Artefact) -> list[Clip]:
+        """Synthetic clips as `Clip`s, named `synth_000000`, ..."""
+        with np.load(synthetic.folder / "clips.npz") as stored:
+            pieces = np.split(stored["features"], np.cumsum(stored["lengths"])[:-1])
+            return [Clip(f"synth_{i:06d}", x, action=self.data.classes[a])
+                    for i, (x, a) in enumerate(zip(pieces, stored["action"], strict=True))]  # fmt: skip
+
+    # --- evaluate ---------------------------------------------------------------------------------------------------
+
+    def training_set(self, clips: Sequence[Clip], synthetic: bool = False) -> TrainingSet:
+        """Clips as the classifier takes them."""
+        return TrainingSet([c.joints for c in clips], self.data.labels(clips), np.full(len(clips), synthetic))
+
+    def window_set(self, windows: MinedWindows) -> TrainingSet:
+        """Windows as synthetic training clips, features recomputed from their joints."""
+        joints = [
+            motion.decode(motion.recut(self.data.source[r].features, int(s), int(n))).astype(np.float32)
+            for r, s, n in zip(windows.rows, windows.start, windows.length, strict=True)
+        ]
+        return TrainingSet(joints, windows.action, np.ones(len(joints), bool))
+
+    def _classifier(self, training: TrainingSet, seed: int, augment: str) -> har.Classifier:
+        h = self.cfg.har
+        return har.fit(
+            training.joints, training.labels, len(self.data.classes), updates=h.updates, batch_size=h.batch, lr=h.lr,
+            weight_decay=h.weight_decay, optimizer=h.optimizer, clip_len=h.clip_len, channels=h.channels, depth=h.depth,
+            scheme=h.scheme, augment=augment, balance=True, sources=training.synthetic.astype(int), seed=seed,
+            device=self.device,
+        )  # fmt: skip
+
+    def evaluate(self, training: TrainingSet, augment: str | None = None) -> dict[str, np.ndarray]:
+        """Train the classifier on one training set and test it on held-out subjects, once per classifier seed.
+
+        Every training set gets the same number of updates; the last one is what counts.
+
+        Args:
+            training: clips and labels.
+            augment: 'none' or 'standard'; default the experiment's.
+
+        Returns:
+            'top1' (seeds,) shares, 'predictions' (seeds, N) classes, 'labels' (N,).
+        """
+        if not self.data.test:
+            raise ValueError("this target has no test clips of other subjects, so there is no accuracy to report")
+        augment = augment or self.cfg.har.augment
+        digest = hashlib.sha256()
+        for joints in training.joints:
+            digest.update(np.ascontiguousarray(joints, np.float32).tobytes())
+        settings = {"har": self.cfg.har.model_dump(), "augment": augment, "clips": digest.hexdigest(),
+                    "labels": training.labels.tolist(), "synthetic": training.synthetic.tolist()}  # fmt: skip
+
+        def compute(folder: Path) -> dict:
+            labels = self.data.labels(self.data.test)
+            joints = [c.joints for c in self.data.test]
+            predictions = np.stack(
+                [
+                    self._classifier(training, seed, augment).predict(joints).argmax(1)
+                    for seed in range(self.cfg.har.seeds)
+                ]
+            )
+            np.savez(folder / "predictions.npz", predictions=predictions, labels=labels)
+            return {"top1": (predictions == labels).mean(1).tolist()}
+
+        done = self.store.run("evaluate", settings, compute, inputs=self.data.origin, modules=("motion", "har"))
+        with np.load(done.folder / "predictions.npz") as stored:
+            return {**stored, "top1": (stored["predictions"] == stored["labels"]).mean(1)}
+
+    @cached_property
+    def referee(self) -> har.Classifier:
+        """Classifier trained on every pool clip: it judges synthetic motion and gives the features of distances."""
+        settings = {"har": self.cfg.har.model_dump()}
+
+        def compute(folder: Path) -> dict:
+            self._classifier(self.training_set(self.data.pool), 0, "standard").save(folder / "referee")
+            return {}
+
+        done = self.store.run("referee", settings, compute, inputs=self.data.origin, modules=("motion", "har"))
+        return har.Classifier.load(done.folder / "referee")
+
+    def judge(self, training: TrainingSet, real: Sequence[Clip] | None = None, seed: int = 0) -> Mapping[str, float]:
+        """Intrinsic quality of synthetic clips.
+
+        Args:
+            training: synthetic clips.
+            real: clips to compare with; default the test set, or the pool where there is none.
+            seed: of the pairs behind diversity.
+
+        Returns:
+            recognised (share the referee gives the intended class), frechet, kid, diversity, multimodality, speed
+            (mean root-relative joint speed, m/s) and n.
+        """
+        real = real or self.data.test or self.data.pool
+        rng = np.random.default_rng(seed)
+        made, wanted = self.referee.embed(training.joints), self.referee.embed([c.joints for c in real])
+        hits = self.referee.predict(training.joints).argmax(1) == training.labels
+        return {
+            "recognised": float(hits.mean()),
+            "frechet": metrics.frechet_distance(wanted, made),
+            "kid": metrics.kernel_distance(wanted, made),
+            "diversity": metrics.diversity(made, rng),
+            "multimodality": metrics.multimodality(made, training.labels, rng),
+            "speed": float(np.mean([metrics.joint_speed(j - j[:, :1]).mean() for j in training.joints])),
+            "n": len(training.joints),
+        }

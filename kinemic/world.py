@@ -1,0 +1,253 @@
+"""A small world of captioned movement: a procedural stand-in for a large text-to-motion corpus and a small target set.
+
+Two domains are made from one table of parametric actions (`kinemic.acting`):
+
+* **source**: clean clips of 4 to 9.8 s with one to four actions, planted feet, captions of the whole clip and of its parts;
+* **target**: clips of 0.9 to 3 s with one action each, by other subjects in another manner, with the errors of poses that
+  were estimated from video (jitter, slow drift, tilt, lost root translation).
+
+Every frame of a source clip carries its true action (`Clip.segments`), so mined windows can be judged against the truth.
+It is a simulation: what is measured on it says how a method behaves, nothing about people.
+
+Hard cases built in: "throws a punch" and "throws a kick" are close in words and far in motion, and "throws a ball" is close
+to both in words; stretching is rarely called so; throwing occurs only in clips with several actions.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+from kinemic.acting import PRIMITIVES, Actor, perform, stage, turned
+from kinemic.data import Caption, Clip, Segment
+from kinemic.motion import BONE_LENGTHS, FPS
+
+__all__ = ["CLASSES", "PRIMITIVES", "VERSION", "World", "as_from_video", "make_world", "perform"]
+
+VERSION = "1"
+MIN_ROWS, MAX_ROWS, SUBCAPTION_ROWS = 80, 196, 40  # feature rows of a source clip, and of a part with its own caption
+
+
+@dataclass(frozen=True)
+class World:
+    """The corpus: `source` clips, subject-disjoint target `pool` and `test`, class names and sentences for each class."""
+
+    source: list
+    pool: list
+    test: list
+    classes: tuple[str, ...]
+    captions: dict[str, tuple[str, ...]]
+
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "run on the spot": ("a person runs on the spot.",),
+    "side kick": ("a person does a side kick.",),
+    "stretch oneself": ("a person stretches.",),
+    "punch": ("a person throws a punch.",),
+    "front kick": ("a person does a front kick.",),
+    "hand waving": ("a person waves a hand.",),
+    "throw": ("a person throws something.",),
+    "squat down": ("a person squats down.",),
+}
+
+_PEOPLE = ("a person", "a person", "someone", "the person", "a man", "a woman", "a figure", "this person", "he", "she")
+_ORDER = (" and then ", ", then ", " then ", ", and after that ", " before he ", " and ", ", ")
+_DISTRACTORS = (" as if greeting a friend", " as if warming up", " while looking ahead", " like in a game",
+                " at a steady pace", " carefully", " as if in a hurry", " in a relaxed way")  # fmt: skip
+
+
+def _phrase(name, act, rng):
+    phrases = PRIMITIVES[name].phrases
+    # the last phrase of each action is its plain name; for stretching it is rare, as people describe what they see
+    plain = 0.06 if name == "stretch oneself" else 1 / len(phrases)
+    odds = np.full(len(phrases), (1 - plain) / (len(phrases) - 1))
+    odds[-1] = plain
+    text = phrases[rng.choice(len(phrases), p=odds)].format(**act.words)
+    if rng.random() < 0.04:  # people confuse left and right
+        text = text.replace("left", "*").replace("right", "left").replace("*", "right")
+    return text
+
+
+def _sentence(names, acts, rng):
+    """One caption of a clip with these actions, in order; sometimes one is left out, hedged or embellished."""
+    parts = [_phrase(name, act, rng) for name, act in zip(names, acts, strict=True)]
+    if len(parts) > 1 and rng.random() < 0.15:
+        parts.pop(int(rng.integers(len(parts))))
+    if rng.random() < 0.15:
+        k = int(rng.integers(len(parts)))
+        parts[k] += str(rng.choice(_DISTRACTORS))
+    text = parts[0]
+    for part in parts[1:]:
+        joint = str(rng.choice(_ORDER))
+        text += joint.replace(" before he ", " before the person ") + part
+    hedge = "it looks like " if rng.random() < 0.08 else ""
+    return f"{hedge}{rng.choice(_PEOPLE)} {text}."
+
+
+# ---------------------------------------------------------------------------------------------- subjects and domains
+
+_SOURCE, _POOL, _TEST = range(3)
+_SUBJECTS = {_SOURCE: ("S", 14), _POOL: ("P", 8), _TEST: ("T", 12)}
+
+
+def _actor(domain, index, seed):
+    """Subject number `index` of a domain. Legs keep the reference's thigh-to-shin ratio, so retargeting keeps feet planted."""
+    rng = np.random.default_rng([seed, 7, domain, index])
+    size = rng.uniform(0.88, 1.1)
+    arms, trunk, shoulders, hips = rng.uniform((0.93, 0.94, 0.88, 0.94), (1.08, 1.07, 1.1, 1.06))
+    if domain != _SOURCE:
+        arms, shoulders = 0.97 * arms, 0.9 * shoulders
+    factor = np.ones(22)
+    factor[[18, 19, 20, 21]], factor[[3, 6, 9, 12]] = arms, trunk
+    factor[[13, 14, 16, 17]], factor[[1, 2]] = shoulders, hips
+    bones = BONE_LENGTHS * factor * size
+    prefix, _ = _SUBJECTS[domain]
+    if domain == _SOURCE:
+        low, high = (0.88, 0.9, 0.0, 0.2, 0.075, 0.05, 0.4), (1.12, 1.1, 0.12, 0.5, 0.105, 0.2, 0.9)
+    else:
+        low, high = (0.75, 0.55, 0.05, 0.2, 0.07, 0.0, 0.0), (1.08, 0.9, 0.3, 0.8, 0.15, 0.35, 0.9)
+    tempo, amplitude, hunch, elbow, stance, toe_out, guard = rng.uniform(low, high)
+    return Actor(f"{prefix}{index + 1:02d}", bones, tempo, amplitude, hunch, elbow, stance, toe_out, guard,
+                 brief=domain != _SOURCE)  # fmt: skip
+
+
+def _today(actor, rng):
+    """The same subject in the mood of one clip."""
+    tempo, amplitude = rng.uniform((0.92, 0.93), (1.08, 1.07))
+    return replace(actor, tempo=actor.tempo * tempo, amplitude=actor.amplitude * amplitude,
+                   hunch=actor.hunch + rng.uniform(-0.03, 0.03), guard=actor.guard + rng.uniform(-0.1, 0.1))  # fmt: skip
+
+
+def _source_clip(index, seed, actors):
+    rng = np.random.default_rng([seed, 1, index])
+    actor = _today(actors[int(rng.integers(len(actors)))], rng)
+    names = list(PRIMITIVES)
+    odds = np.array([PRIMITIVES[name].weight for name in names])
+    wanted = int(rng.choice((1, 2, 3, 4), p=(0.25, 0.35, 0.27, 0.13)))
+    chosen, acts, used = [], [], 0
+    for _ in range(24):
+        name = str(rng.choice(names, p=odds / odds.sum()))
+        act = PRIMITIVES[name].act(actor, rng)
+        if used + act.frames > MAX_ROWS + 1 - 4 or (wanted == 1 and not PRIMITIVES[name].alone):
+            continue
+        chosen.append(name)
+        acts.append(act)
+        used += act.frames
+        # one action may be short: then the clip is padded with standing, within reason
+        if len(acts) >= wanted and (used >= 0.5 * MIN_ROWS or len(acts) == 4):
+            break
+    if len(chosen) == 1 and not PRIMITIVES[chosen[0]].alone:
+        extra = PRIMITIVES["turn"].act(actor, rng)
+        if used + extra.frames <= MAX_ROWS + 1:
+            chosen.append("turn")
+            acts.append(extra)
+            used += extra.frames
+    spare = max(MIN_ROWS + 1 - used, int(min(rng.integers(4, 28), MAX_ROWS + 1 - used)))
+    share = rng.dirichlet(np.r_[1.5, np.full(len(acts) - 1, 0.4), 1.5])
+    gaps = np.floor(share * spare).astype(int)
+    gaps[-1] += spare - gaps.sum()
+    joints, spans = stage(actor, acts, gaps.tolist(), rng)
+    rows = len(joints) - 1
+    segments, cursor = [], 0
+    for name, (start, end) in zip(chosen, spans, strict=True):
+        if start > cursor:
+            segments.append(Segment("stand", cursor, start))
+        segments.append(Segment(name, start, min(end, rows)))
+        cursor = min(end, rows)
+    if cursor < rows:
+        segments.append(Segment("stand", cursor, rows))
+    texts = dict.fromkeys(_sentence(chosen, acts, rng) for _ in range(int(rng.integers(2, 4))))
+    captions = [Caption(text) for text in texts]
+    if len(chosen) > 1:
+        for name, act, (start, end) in zip(chosen, acts, spans, strict=True):
+            end = min(end, rows)
+            if end - start >= SUBCAPTION_ROWS:
+                captions.append(Caption(_sentence([name], [act], rng), start / FPS, end / FPS))
+    return Clip.from_joints(f"source_{index:05d}", joints, FPS, captions=tuple(captions), subject=actor.name,
+                            segments=tuple(segments))  # fmt: skip
+
+
+# Slow and fast errors, metres per axis, of (knees to toes and elbows to wrists, other joints).
+_DRIFT, _JITTER = (0.028, 0.011), (0.0062, 0.0033)
+# Factor of the fast error at rest, and what each m/s adds; frames over which an estimator smooths.
+_BLUR, _SMOOTHING = (0.55, 0.75), 1.3
+
+
+def as_from_video(joints, rng):
+    """Errors of a body estimated from video, (P, 22, 3) -> (P, 22, 3): no root translation, tilt, depth error, drift, jitter.
+
+    A simulation, tuned so that jerk, the share of velocity energy above 5 Hz and foot slip are like those of skeletons
+    that VIBE estimated for NTU RGB+D.
+    """
+    poses = len(joints)
+    # estimators look at many frames at once, which takes the edge off fast moves
+    joints = gaussian_filter1d(joints - joints[:, :1] * [1, 0, 1], _SMOOTHING, axis=0, mode="nearest")
+    pitch, roll = rng.normal(0, 0.07, 2)
+    joints = joints @ turned(np.array([pitch, rng.uniform(-0.3, 0.3), roll])).T
+    joints = joints * [1, 1, rng.uniform(0.8, 1.1)]
+    limbs = np.zeros(22, dtype=bool)
+    limbs[[4, 5, 7, 8, 10, 11, 18, 19, 20, 21]] = True
+    slow = np.where(limbs, _DRIFT[0], _DRIFT[1])[:, None] * rng.standard_normal((poses, 22, 3))
+    # estimates shake most where the image is blurred: the jitter grows with the speed of the joint
+    speed = np.linalg.norm(np.gradient(joints, axis=0), axis=-1) * FPS
+    blur = _BLUR[0] + _BLUR[1] * gaussian_filter1d(speed, 2.0, axis=0, mode="nearest")
+    fast = (np.where(limbs, _JITTER[0], _JITTER[1]) * blur)[..., None] * rng.standard_normal((poses, 22, 3))
+    drift = np.empty_like(slow)
+    drift[0] = slow[0]
+    for t in range(1, poses):
+        drift[t] = 0.97 * drift[t - 1] + np.sqrt(1 - 0.97**2) * slow[t]
+    noise = drift + fast
+    noise[:, 0] = 0.0
+    joints = joints + noise
+    if rng.random() < 0.35:  # a hidden limb keeps its last pose for a while
+        root, chain = (((1, (4, 7, 10)), (2, (5, 8, 11)), (16, (18, 20)), (17, (19, 21))))[int(rng.integers(4))]
+        length = min(int(rng.integers(8, 21)), poses - 1)
+        start = int(rng.integers(0, poses - length))
+        for joint in chain:
+            held = joints[start, joint] - joints[start, root]
+            joints[start : start + length, joint] = joints[start : start + length, root] + held
+    return joints
+
+
+def _target_clip(domain, name, index, seed, actors):
+    rng = np.random.default_rng([seed, 2 + domain, list(CLASSES).index(name), index])
+    actor = _today(actors[index % len(actors)], rng)
+    for _ in range(40):
+        act = PRIMITIVES[name].act(actor, rng)
+        joints, _ = stage(actor, [act], rng.integers(1, 5, 2).tolist(), rng)
+        head, tail = np.floor(rng.uniform(0, 0.15, 2) * len(joints)).astype(int)
+        joints = joints[head : len(joints) - tail]
+        if 19 <= len(joints) <= 61:
+            break
+    joints = as_from_video(joints[:61], rng)
+    prefix = "pool" if domain == _POOL else "test"
+    return Clip.from_joints(f"{prefix}_{name.replace(' ', '-')}_{index:03d}", joints, FPS, floor="lowest", action=name,
+                            captions=tuple(Caption(text) for text in CLASSES[name]), subject=actor.name)  # fmt: skip
+
+
+def make_world(source_clips=1200, pool_clips=30, test_clips=60, seed=0):
+    """Make the corpus.
+
+    Every clip has a random stream of its own: clip i of a set does not depend on how many clips are asked for.
+
+    Args:
+        source_clips: number of captioned source clips, at least 1.
+        pool_clips: target clips of each class for the few-shot pool, at least 1.
+        test_clips: target clips of each class for the test, by other subjects than the pool, at least 1.
+        seed: non-negative whole number.
+
+    Returns:
+        `World`.
+
+    Raises:
+        ValueError: a count below 1 or a negative seed.
+    """
+    for label, value, least in (("source_clips", source_clips, 1), ("pool_clips", pool_clips, 1),
+                                ("test_clips", test_clips, 1), ("seed", seed, 0)):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{label} is {value!r}: expected a whole number of at least {least}")
+    actors = {d: [_actor(d, i, seed) for i in range(count)] for d, (_, count) in _SUBJECTS.items()}
+    source = [_source_clip(i, seed, actors[_SOURCE]) for i in range(source_clips)]
+    pool, test = ([_target_clip(d, name, i, seed, actors[d]) for name in CLASSES for i in range(count)]
+                  for d, count in ((_POOL, pool_clips), (_TEST, test_clips)))  # fmt: skip
+    return World(source, pool, test, tuple(CLASSES), dict(CLASSES))
