@@ -118,9 +118,9 @@ $(BOOK)/index.html: $(DONE) $(PAGES) $(RESULTS) $(READY)
 	@rm -rf book/chapters .cache/book && mkdir -p book/chapters .cache _build
 	@cp $(DONE) book/chapters/
 	@echo "building the book"
-	@if ! $(BIN)/python $(BIN)/jupyter-book build . --path-output .cache/book --all -W -n --keep-going > .cache/book.log 2>&1; \
+	@if ! NO_COLOR=1 $(BIN)/python $(BIN)/jupyter-book build . --path-output .cache/book --all -W -n --keep-going > .cache/book.log 2>&1; \
 	then \
-	    grep -n -i -E 'warning|error' .cache/book.log | tail -n 40; \
+	    grep -E '(WARNING|ERROR|CRITICAL):|Error|Exception' .cache/book.log | sort -u | tail -n 40; \
 	    echo "the book was NOT built: see .cache/book.log" >&2; \
 	    exit 1; \
 	fi

@@ -1,8 +1,8 @@
 """Actions of a made-up person: parametric movements, and the stage that turns them into joints.
 
-An action is an `Act`: foot steps, angles of arms and spine, pelvis shifts and, for kicks, angles of a leg that is off the
-floor. `stage` lays acts on one time line, plans both feet, lets the pelvis follow the supporting feet, and solves the legs
-by two-bone inverse kinematics. A planted toe or ankle therefore does not move, and every bone keeps its length.
+An action is an `Act`: foot steps, angles of arms and spine, pelvis shifts and, for kicks, angles of a leg that is off
+the floor. `stage` lays acts on one time line, plans both feet, lets the pelvis follow the supporting feet, and solves
+the legs by two-bone inverse kinematics. A planted toe or ankle therefore does not move, and bones keep their lengths.
 `PRIMITIVES` is the table of all actions; a new one is a function that returns an `Act`, and a line in that table.
 """
 
@@ -17,11 +17,33 @@ from kinemic.motion import BONE_LENGTHS, FPS, PARENTS
 __all__ = ["PRIMITIVES", "Act", "Actor", "Primitive", "Step", "perform", "stage", "turned"]
 
 # Direction of each bone in the frame of the segment that carries it, for a person who stands upright (left is +x).
-_REST = np.array([
-    [0, 0, 0], [0.60, -0.80, -0.05], [-0.60, -0.80, -0.05], [0, 0.96, -0.26], [0, -1, 0], [0, -1, 0],
-    [0, 0.97, 0.22], [0, -1, 0], [0, -1, 0], [0, 0.98, 0.18], [0.10, -0.30, 0.95], [-0.10, -0.30, 0.95],
-    [0, 1, -0.06], [0.53, 0.84, -0.10], [-0.53, 0.84, -0.10], [0, 0.87, 0.49], [0.92, -0.37, -0.13],
-    [-0.92, -0.37, -0.13], [0, -1, 0], [0, -1, 0], [0, -1, 0], [0, -1, 0]], dtype=float)  # fmt: skip
+_REST = np.array(
+    [
+        [0, 0, 0],
+        [0.60, -0.80, -0.05],
+        [-0.60, -0.80, -0.05],
+        [0, 0.96, -0.26],
+        [0, -1, 0],
+        [0, -1, 0],
+        [0, 0.97, 0.22],
+        [0, -1, 0],
+        [0, -1, 0],
+        [0, 0.98, 0.18],
+        [0.10, -0.30, 0.95],
+        [-0.10, -0.30, 0.95],
+        [0, 1, -0.06],
+        [0.53, 0.84, -0.10],
+        [-0.53, 0.84, -0.10],
+        [0, 0.87, 0.49],
+        [0.92, -0.37, -0.13],
+        [-0.92, -0.37, -0.13],
+        [0, -1, 0],
+        [0, -1, 0],
+        [0, -1, 0],
+        [0, -1, 0],
+    ],
+    dtype=float,
+)
 _REST /= np.maximum(np.linalg.norm(_REST, axis=1, keepdims=True), 1e-9)
 _LEFT, _RIGHT = 1, -1
 _LEG = {_LEFT: (1, 4, 7, 10), _RIGHT: (2, 5, 8, 11)}  # hip, knee, ankle, toe
@@ -39,7 +61,9 @@ class Actor:
         name: subject label.
         bones: (22,) bone lengths, metres.
         tempo, amplitude: factors on speed and size of every action, 1 is average.
-        hunch: forward bend of the resting spine, radians. elbow: resting elbow flexion, radians.
+        hunch: forward bend of the resting spine, radians.
+        arm: (4,) resting arm: swing forward and outward, twist inward, elbow flexion, radians.
+        sway: factor on the slow movements that nobody intends.
         stance: half the distance between the ankles, metres. toe_out: radians.
         guard: 0 (hands low) to 1 (hands at the face) while striking and kicking.
         brief: fewer repetitions, as in clips cut to one action.
@@ -50,7 +74,8 @@ class Actor:
     tempo: float = 1.0
     amplitude: float = 1.0
     hunch: float = 0.05
-    elbow: float = 0.3
+    arm: tuple[float, float, float, float] = (0.04, 0.13, 0.25, 0.3)
+    sway: float = 1.0
     stance: float = 0.09
     toe_out: float = 0.12
     guard: float = 0.7
@@ -58,7 +83,7 @@ class Actor:
 
     def neutral(self) -> dict[str, np.ndarray]:
         """Resting value of every channel."""
-        arm = np.array([0.04, 0.13, 0.25, self.elbow])
+        arm = np.array(self.arm)
         return {
             "left_arm": arm,  # fore, out: components of the swing of the upper arm; twist inward; elbow flexion
             "right_arm": arm,
@@ -73,10 +98,11 @@ class Actor:
 class Step:
     """One step: `side` leaves the floor at `lift` and lands at `land` (seconds from the start of the act).
 
-    `home` is (x, z, heading) of the body that stands over the landing place, relative to the start of the act; `out` and
-    `ahead` move the foot away from its normal place under that body; `rise` is the apex of the ankle, `sweep` how far
-    ahead of the straight path it is there, `heel` the heel rise (radians) at push-off, `strike` the toe lift at landing,
-    `turn` the yaw of the foot, `tiptoe` a heel rise that is kept until the foot steps again; `ballistic` for jumps.
+    `home` is (x, z, heading) of the body that stands over the landing place, relative to the start of the act. `out`
+    and `ahead` (metres) move the foot away from its normal place under that body, `turn` is its extra yaw. `rise` is
+    the apex of the ankle, `sweep` how far ahead of the straight path it is there (metres). `heel` is the heel rise at
+    push-off, `strike` the toe lift at landing, `tiptoe` a heel rise that is kept until the foot steps again (radians).
+    `ballistic` steps are those of a jump.
     """
 
     side: int
@@ -98,8 +124,8 @@ class Step:
 class Act:
     """What an action asks of the body: `frames` poses, channel curves (frames, channels), steps, free legs, words.
 
-    `legs` holds (side, weight (frames,), angles (frames, 4)): hip fore and out, twist inward, knee flexion, applied with
-    that weight in place of the planned foot. `end` is the place and heading at the end, relative to the start.
+    `legs` holds (side, weight (frames,), angles (frames, 4)): hip fore and out, twist inward, knee flexion, applied
+    with that weight in place of the planned foot. `end` is the place and heading at the end, relative to the start.
     """
 
     frames: int
@@ -155,8 +181,11 @@ def _swings(actor, times, phase, size, *, elbow=0.35, bias=0.05, out=0.14, bend=
     beat = np.cos(phase)
     flat = np.zeros_like(times)
     arms = {
-        _SIDE[s]: np.stack([bias - s * size * beat, flat + out, flat + 0.25,
-                            elbow + 0.35 * size * (1 - s * beat)], axis=1) for s in (_LEFT, _RIGHT)}  # fmt: skip
+        _SIDE[s]: np.stack(
+            [bias - s * size * beat, flat + out, flat + 0.25, elbow + 0.35 * size * (1 - s * beat)], axis=1
+        )
+        for s in (_LEFT, _RIGHT)
+    }
     return {
         "left_arm": arms["left"],
         "right_arm": arms["right"],
@@ -169,10 +198,13 @@ def _count(repeats):
     return {1: "", 2: " twice", 3: " three times", 4: " four times"}.get(repeats, " several times")
 
 
+# Rows of key poses and of phrases read better than columns, so the actions are laid out by hand.
+# fmt: off
 # ---------------------------------------------------------------------------------------------- locomotion
 
 
-def _travel(actor, rng, *, steps, period, stride, swing, curve=0.0, rise=0.05, sweep=0.0, heel=0.6, strike=0.25, **arms):
+def _travel(actor, rng, *, steps, period, stride, swing, curve=0.0, rise=0.05, sweep=0.0, heel=0.6, strike=0.25,
+            **arms):
     """Steps along a gentle curve; `stride` may be negative. Starts and ends with both feet side by side."""
     first = int(rng.choice((_LEFT, _RIGHT)))
     start, place, plan = 0.1, np.zeros(3), []
@@ -181,9 +213,9 @@ def _travel(actor, rng, *, steps, period, stride, swing, curve=0.0, rise=0.05, s
         place = place + [ahead * np.sin(place[2]), ahead * np.cos(place[2]), curve if k < steps else 0.0]
         lift = start + k * period
         end_step = k == steps
-        plan.append(Step(first * (-1) ** k, lift, lift + swing * period, tuple(place), rise=0.6 * rise if end_step else rise,
-                         sweep=0.0 if end_step else sweep, heel=heel * (0.5 if k == 0 else 1.0),
-                         strike=0.0 if end_step else strike))  # fmt: skip
+        plan.append(Step(first * (-1) ** k, lift, lift + swing * period, tuple(place),
+                         rise=0.6 * rise if end_step else rise, sweep=0.0 if end_step else sweep,
+                         heel=heel * (0.5 if k == 0 else 1.0), strike=0.0 if end_step else strike))
     frames, times = _clock(start + (steps + 1) * period + 0.35)
     phase = np.pi * (times - start - swing * period) / period + (0.0 if first == _LEFT else np.pi)
     return Act(frames, _swings(actor, times, phase, **arms), tuple(plan), end=tuple(place))
@@ -193,7 +225,7 @@ def _walk(actor, rng):
     period = rng.uniform(0.47, 0.58) / actor.tempo
     curve = rng.uniform(-0.16, 0.16) * (rng.random() < 0.5)
     act = _travel(actor, rng, steps=int(rng.integers(3, 8)), period=period, swing=0.78, curve=curve,
-                  stride=rng.uniform(0.52, 0.70) * actor.amplitude, size=rng.uniform(0.2, 0.5), sway=0.09)  # fmt: skip
+                  stride=rng.uniform(0.52, 0.70) * actor.amplitude, size=rng.uniform(0.2, 0.5), sway=0.09)
     way = " in a curve to the left" if curve > 0.06 else " in a curve to the right" if curve < -0.06 else ""
     return replace(act, words={"way": way})
 
@@ -202,14 +234,14 @@ def _walk_back(actor, rng):
     period = rng.uniform(0.5, 0.65) / actor.tempo
     return _travel(actor, rng, steps=int(rng.integers(3, 6)), period=period, swing=0.78,
                    stride=-rng.uniform(0.32, 0.46) * actor.amplitude, heel=0.15, strike=-0.15,
-                   size=rng.uniform(0.08, 0.22), sway=0.04)  # fmt: skip
+                   size=rng.uniform(0.08, 0.22), sway=0.04)
 
 
 def _jog(actor, rng):
     return _travel(actor, rng, steps=int(rng.integers(5, 9)), period=rng.uniform(0.33, 0.39) / actor.tempo, swing=1.18,
-                   stride=rng.uniform(0.68, 0.90) * actor.amplitude, rise=rng.uniform(0.14, 0.24), heel=0.9, strike=0.05,
-                   size=rng.uniform(0.45, 0.7), elbow=1.25, bias=0.1, out=0.2, bend=rng.uniform(0.05, 0.15),
-                   sway=0.14)  # fmt: skip
+                    stride=rng.uniform(0.68, 0.90) * actor.amplitude, rise=rng.uniform(0.14, 0.24), heel=0.9,
+                   strike=0.05, size=rng.uniform(0.45, 0.7), elbow=1.25, bias=0.1, out=0.2,
+                   bend=rng.uniform(0.05, 0.15), sway=0.14)
 
 
 def _sidestep(actor, rng):
@@ -226,7 +258,7 @@ def _sidestep(actor, rng):
     arm = np.stack([0.1 + 0 * times, (0.9 if raised else 0.2) + 0.12 * beat, 0.2 + 0 * times, 0.4 + 0 * times], axis=1)
     spine = np.stack([0.08 + 0 * times, 0.05 * side * beat, 0 * times], axis=1)
     return Act(frames, {"left_arm": arm, "right_arm": arm, "spine": spine}, tuple(plan),
-               end=(side * width * pairs, 0.0, 0.0), words={"side": _SIDE[side]})  # fmt: skip
+               end=(side * width * pairs, 0.0, 0.0), words={"side": _SIDE[side]})
 
 
 def _turn(actor, rng):
@@ -243,7 +275,7 @@ def _turn(actor, rng):
     amount = "around" if angle > 2 and angle < 4 else "in a full circle" if angle > 4 else f"to the {_SIDE[side]}"
     twist = _keys(frames, (0, (0, 0, 0)), (0.35, (0.04, 0, 0.2 * side)), (times[-1], (0, 0, 0)))
     return Act(frames, {"head": look, "spine": twist}, tuple(plan), end=(0.0, 0.0, side * angle),
-               words={"amount": amount, "side": _SIDE[side]})  # fmt: skip
+               words={"amount": amount, "side": _SIDE[side]})
 
 
 # ---------------------------------------------------------------------------------------------- on the spot
@@ -252,7 +284,7 @@ def _turn(actor, rng):
 def _on_the_spot(actor, rng, *, steps, period, swing, rise, sweep, bob, **arms):
     first = int(rng.choice((_LEFT, _RIGHT)))
     plan = tuple(Step(first * (-1) ** k, 0.1 + k * period, 0.1 + (k + swing) * period, rise=rise, sweep=sweep,
-                      heel=0.45) for k in range(steps))  # fmt: skip
+                      heel=0.45) for k in range(steps))
     frames, times = _clock(0.1 + (steps + swing - 1) * period + 0.3)
     phase = np.pi * (times - 0.1 - 0.5 * swing * period) / period + (0.0 if first == _LEFT else np.pi)
     curves = _swings(actor, times, phase, **arms)
@@ -269,14 +301,14 @@ def _run_on_the_spot(actor, rng):
     act = _on_the_spot(actor, rng, steps=max(4, round(seconds * cadence)), period=1 / cadence, swing=1.15, rise=rise,
                        sweep=rng.uniform(0.02, 0.14) if knees_high else -rng.uniform(0.08, 0.22), bob=0.03,
                        size=rng.uniform(0.35, 0.7) * actor.amplitude, elbow=1.3, bias=0.1, out=0.2,
-                       bend=rng.uniform(0.0, 0.12), sway=0.06)  # fmt: skip
+                       bend=rng.uniform(0.0, 0.12), sway=0.06)
     return replace(act, words={"knees": " with high knees" if knees_high else ""})
 
 
 def _march(actor, rng):
-    return _on_the_spot(actor, rng, steps=int(rng.integers(5, 9)), period=rng.uniform(0.5, 0.62) / actor.tempo, swing=0.8,
-                        rise=rng.uniform(0.26, 0.38) * actor.amplitude, sweep=rng.uniform(0.1, 0.2), bob=0.0,
-                        size=rng.uniform(0.4, 0.7) * actor.amplitude, elbow=0.25, bend=-0.04, sway=0.04)  # fmt: skip
+    return _on_the_spot(actor, rng, steps=int(rng.integers(5, 9)), period=rng.uniform(0.5, 0.62) / actor.tempo,
+                        swing=0.8, rise=rng.uniform(0.26, 0.38) * actor.amplitude, sweep=rng.uniform(0.1, 0.2),
+                        bob=0.0, size=rng.uniform(0.4, 0.7) * actor.amplitude, elbow=0.25, bend=-0.04, sway=0.04)
 
 
 # ---------------------------------------------------------------------------------------------- kicks
@@ -290,7 +322,8 @@ def _guard(actor, rng):
 
 def _kick(actor, rng, *, chamber, extend, lean, roll, turn=0.0):
     """Lift the knee, snap the foot out, pull it back, put it down; once or more often."""
-    side, repeats = int(rng.choice((_LEFT, _RIGHT))), 1 if actor.brief else int(rng.choice((1, 2, 3), p=(0.5, 0.35, 0.15)))
+    side, repeats = int(rng.choice((_LEFT, _RIGHT))), 1 if actor.brief else int(rng.choice((1, 2, 3),
+                                                            p=(0.5, 0.35, 0.15)))
     swap = rng.random() < 0.4
     guard, slow = _guard(actor, rng), 1 / actor.tempo
     snap, hold = rng.uniform(0.15, 0.2) * np.sqrt(slow), rng.uniform(0.02, 0.1)
@@ -305,7 +338,7 @@ def _kick(actor, rng, *, chamber, extend, lean, roll, turn=0.0):
         t0 = k * cycle + lift
         t1, t2, t3, t4 = t0 + up, t0 + up + snap, t0 + up + snap + hold, t0 + up + snap + hold + back
         angles = _keys(frames, (0, rest), (t0, rest), (t1, chamber), (t2, extend), (t3, extend), (t4, 0.9 * chamber),
-                       (t4 + down, rest))  # fmt: skip
+                       (t4 + down, rest))
         legs.append((s, _ease((times - t0) / (0.6 * up)) * (1 - _ease((times - t4) / (0.85 * down))), angles))
         plan.append(Step(s, t0 - 0.04, t4 + down, rise=0.1, heel=0.3))
         full, half = np.array([lean, -s * roll, s * turn]), np.array([0.4 * lean, -0.35 * s * roll, 0.5 * s * turn])
@@ -313,29 +346,31 @@ def _kick(actor, rng, *, chamber, extend, lean, roll, turn=0.0):
         pelvis += [(t0 - 0.1, (0, 0, 0)), (t1, half), (t2, full), (t4, half), (t4 + down, (0, 0, 0))]
         for a, balance in ((s, np.array([-0.35, 0.3, 0, -0.5])), (-s, np.array([0.15, 0.1, 0.1, 0.1]))):
             arm[a] += [(t1, guard), (t2, guard + balance), (t4, guard)]
-    curves = {"spine": _keys(frames, *spine), "pelvis": _keys(frames, *pelvis),
-              "left_arm": _keys(frames, *arm[_LEFT]), "right_arm": _keys(frames, *arm[_RIGHT])}  # fmt: skip
+    curves = {"spine": _keys(frames, *spine), "pelvis": _keys(frames, *pelvis), "left_arm": _keys(frames, *arm[_LEFT]),
+               "right_arm": _keys(frames, *arm[_RIGHT])}
     word = "left and right" if swap and repeats > 1 else _SIDE[side]
     return Act(frames, curves, tuple(plan), tuple(legs), words={"side": word, "count": _count(repeats)})
 
 
 def _front_kick(actor, rng):
-    reach = rng.uniform(1.15, 1.6) * actor.amplitude
-    return _kick(actor, rng, chamber=np.array([min(reach + 0.15, 1.7), 0.06, 0.0, 1.75]),
-                 extend=np.array([reach, 0.04, 0.0, 0.1]), lean=-rng.uniform(0.12, 0.28), roll=0.05, turn=-0.15)  # fmt: skip
+    reach = min(rng.uniform(1.1, 1.6) * actor.amplitude, 1.75)
+    out = rng.uniform(-0.05, 0.3)
+    return _kick(actor, rng, chamber=np.array([min(reach + 0.15, 1.7), out, 0.0, 1.75]),
+                 extend=np.array([reach, out, 0.0, 0.1]), lean=-rng.uniform(0.05, 0.28), roll=0.05, turn=-0.15)
 
 
 def _side_kick(actor, rng):
-    reach = rng.uniform(0.95, 1.25) * actor.amplitude
-    return _kick(actor, rng, chamber=np.array([1.15, 0.65, 0.2, 2.0]), extend=np.array([0.2, reach, 0.15, 0.1]),
-                 lean=rng.uniform(0.0, 0.1), roll=rng.uniform(0.28, 0.45), turn=-rng.uniform(0.0, 0.2))  # fmt: skip
+    reach, fore = min(rng.uniform(0.95, 1.25) * actor.amplitude, 1.35), rng.uniform(0.0, 0.5)
+    chamber = np.array([0.75 + 0.4 * actor.amplitude, 0.65, 0.2, 2.0])
+    return _kick(actor, rng, chamber=chamber, extend=np.array([fore, reach, 0.15, 0.1]), lean=rng.uniform(0.0, 0.1),
+                 roll=rng.uniform(0.2, 0.45), turn=-rng.uniform(0.0, 0.2))
 
 
 # ---------------------------------------------------------------------------------------------- strikes
 
 
 def _strike(actor, rng, *, ready, blows, twist, bend, step=0.0):
-    """Arms in `ready` (4,), then blows [(side, [(seconds after the previous key, angles)], ...)]; the trunk turns with them.
+    """Arms in `ready`, then blows [(side, [(seconds after the previous key, arm angles)], wind-up share)].
 
     The middle key of a blow is the hit. With `step` the opposite foot steps ahead by that much and returns at the end.
     """
@@ -357,30 +392,34 @@ def _strike(actor, rng, *, ready, blows, twist, bend, step=0.0):
     plan = ()
     if step:
         plan = (Step(-first, 0.08, lift + 0.12, ahead=step, rise=0.07, heel=0.2, strike=0.1),
-                Step(-first, now + 0.12, now + 0.5, rise=0.06, heel=0.2))  # fmt: skip
+                Step(-first, now + 0.12, now + 0.5, rise=0.06, heel=0.2))
         end += 0.25
     frames, _ = _clock(end)
     spine.append((end, (0, 0, 0)))
     pelvis.append((end, (0, 0, 0)))
     return Act(frames, {"left_arm": _keys(frames, *arm[_LEFT]), "right_arm": _keys(frames, *arm[_RIGHT]),
-                        "spine": _keys(frames, *spine), "pelvis": _keys(frames, *pelvis)}, plan)  # fmt: skip
+                        "spine": _keys(frames, *spine), "pelvis": _keys(frames, *pelvis)}, plan)
 
 
 def _punch(actor, rng):
     side, repeats = int(rng.choice((_LEFT, _RIGHT))), int(rng.integers(1, 3 if actor.brief else 5))
     swap, guard, slow = rng.random() < 0.6, _guard(actor, rng), 1 / actor.tempo
-    height, reach = rng.uniform(1.25, 1.6), rng.uniform(0.05, 0.3)
-    blows = []
+    height, reach = rng.uniform(1.15, 1.65), rng.uniform(0.05, 0.3) + 0.5 * max(0.0, 1 - actor.amplitude)
+    manner, blows = rng.choice(("straight", "hook", "uppercut"), p=(0.65, 0.2, 0.15)), []
     for k in range(repeats):
         s = side * (-1) ** k if swap else side
-        pull = guard + np.array([-0.75, 0.08, 0.0, 0.2])
-        hit = np.array([height, -0.02, 0.55, reach + 0.25 * (1 - actor.amplitude)])
+        pull, hit = guard + np.array([-0.75, 0.08, 0.0, 0.2]), np.array([height, -0.02, 0.55, reach])
+        if manner == "hook":
+            pull, hit = guard + np.array([-0.2, 0.6, 0.3, -0.2]), np.array([1.1, -0.1, 1.3, 1.1])
+        if manner == "uppercut":
+            pull, hit = guard + np.array([-0.9, 0.1, 0.0, -0.4]), np.array([1.2, 0.0, 0.3, 1.3])
         keys = [(rng.uniform(0.14, 0.2) * slow, pull), (rng.uniform(0.16, 0.21) * np.sqrt(slow), hit),
-                (rng.uniform(0.22, 0.3) * slow, guard)]  # fmt: skip
+                (rng.uniform(0.22, 0.3) * slow, guard)]
         blows.append((s, keys, 0.5))
-    act = _strike(actor, rng, ready={_LEFT: guard, _RIGHT: guard}, blows=blows, twist=rng.uniform(0.3, 0.55), bend=0.12,
-                  step=rng.uniform(0.15, 0.32) if rng.random() < 0.6 else 0.0)  # fmt: skip
-    return replace(act, words={"side": "left and right" if swap and repeats > 1 else _SIDE[side], "count": _count(repeats)})
+    act = _strike(actor, rng, ready={_LEFT: guard, _RIGHT: guard}, blows=blows, twist=rng.uniform(0.3, 0.55),
+                  bend=0.12, step=rng.uniform(0.15, 0.32) if rng.random() < 0.6 else 0.0)
+    return replace(act, words={"side": "left and right" if swap and repeats > 1 else _SIDE[side],
+                               "count": _count(repeats)})
 
 
 def _throw(actor, rng):
@@ -393,10 +432,10 @@ def _throw(actor, rng):
         way, wind = "underhand", np.array([-0.9 * a, 0.2, 0.1, 0.2])
         hit, past = np.array([1.15 * a, 0.1, 0.1, 0.25]), np.array([1.75 * a, 0.0, 0.2, 0.4])
     keys = [(rng.uniform(0.3, 0.42) * slow, wind), (rng.uniform(0.3, 0.4) * np.sqrt(slow), hit),
-            (rng.uniform(0.22, 0.3) * slow, past), (0.35 * slow, rest)]  # fmt: skip
+            (rng.uniform(0.22, 0.3) * slow, past), (0.35 * slow, rest)]
     ready = {side: rest + np.array([0.5, 0.1, 0.3, 1.0]), -side: rest + np.array([0.45, 0.15, 0.2, 0.7])}
     act = _strike(actor, rng, ready=ready, blows=[(side, keys, 1.0)], twist=rng.uniform(0.4, 0.65), bend=0.22,
-                  step=rng.uniform(0.2, 0.4) if rng.random() < 0.75 else 0.0)  # fmt: skip
+                  step=rng.uniform(0.2, 0.4) if rng.random() < 0.75 else 0.0)
     return replace(act, words={"side": _SIDE[side], "way": way})
 
 
@@ -407,8 +446,10 @@ def _chop(actor, rng):
     up = np.array([0.5, 1.35, -0.3, 0.9]) if flat else np.array([2.3 * a, 0.25, 0.0, 1.3])
     down = np.array([1.2, -0.45, 0.3, 0.35]) if flat else np.array([0.75, 0.0, 0.2, 0.25])
     keys = [(rng.uniform(0.26, 0.36) * slow, up), (rng.uniform(0.25, 0.33) * np.sqrt(slow), down), (0.3 * slow, guard)]
-    act = _strike(actor, rng, ready={_LEFT: guard, _RIGHT: guard}, blows=[(side, keys, 0.6)] * repeats, twist=0.35, bend=0.18)
-    return replace(act, words={"side": _SIDE[side], "count": _count(repeats), "verb": "slaps" if flat else "chops down"})
+    act = _strike(actor, rng, ready={_LEFT: guard, _RIGHT: guard}, blows=[(side, keys, 0.6)] * repeats, twist=0.35,
+                  bend=0.18)
+    return replace(act, words={"side": _SIDE[side], "count": _count(repeats),
+                               "verb": "slaps" if flat else "chops down"})
 
 
 # ---------------------------------------------------------------------------------------------- arm gestures
@@ -430,14 +471,15 @@ def _wave(actor, rng):
     frames, times = _clock(seconds)
     rest = actor.neutral()["left_arm"]
     big = rng.random() < 0.35  # whole arm above the head, else forearm beside the shoulder
-    top = np.array([0.7, rng.uniform(1.9, 2.3), -0.3, 0.5]) if big else np.array([0.75, rng.uniform(0.7, 1.2), -1.0, 1.75])
+    top = np.array([0.7, rng.uniform(1.9, 2.3), -0.3, 0.5]) if big else np.array([0.75, rng.uniform(0.7, 1.2), -1.0,
+                                                            1.75])
     arm = _keys(frames, (0, rest), (0.45, top), (seconds - 0.45, top), (seconds, rest))
     busy = _ease((times - 0.35) / 0.2) * _ease((seconds - 0.4 - times) / 0.2)
     beat = width * busy * np.sin(2 * np.pi * rate * (times - 0.4))
     arm = arm + beat[:, None] * (np.array([0.0, 0.8, 0.0, 0.5]) if big else np.array([0.0, 0.25, 1.0, 0.25]))
     lean = _keys(frames, (0, (0, 0, 0)), (0.45, (0, -0.05 * side, 0.06 * side)), (seconds, (0, 0, 0)))
     return _gesture(actor, rng, seconds, {side: arm, -side: arm} if both else {side: arm}, spine=lean,
-                    words={"hand": "both hands" if both else f"the {_SIDE[side]} hand"})  # fmt: skip
+                    words={"hand": "both hands" if both else f"the {_SIDE[side]} hand"})
 
 
 def _raise_arms(actor, rng):
@@ -449,7 +491,7 @@ def _raise_arms(actor, rng):
     arm = _keys(_clock(seconds)[0], (0, rest), (up, top), (up + hold, top), (seconds, rest))
     name = "both arms" if len(which) == 2 else f"the {_SIDE[which[0]]} arm"
     return _gesture(actor, rng, seconds, dict.fromkeys(which, arm),
-                    words={"arms": name, "way": " to the side" if aside else ""})  # fmt: skip
+                    words={"arms": name, "way": " to the side" if aside else ""})
 
 
 def _clap(actor, rng):
@@ -475,17 +517,17 @@ def _stretch(actor, rng):
     rest, a = actor.neutral()["left_arm"], actor.amplitude
     middle, back = up + 0.5 * hold, rng.uniform(0.12, 0.32) * a
     # overhead, hands apart or close together
-    top = np.array([min(2.75 * a, 2.9), 0.2, 0.5, 0.35]) if rng.random() < 0.4 else np.array([min(2.75 * a, 2.9), -0.05, 1.3, 0.65])
+    top = np.array([min(2.75 * a, 2.9), *((0.2, 0.5, 0.35) if rng.random() < 0.4 else (-0.05, 1.3, 0.65))])
     if manner == 2:
         top = np.array([0.25, 1.55 * a, -0.4, 0.2])  # arms spread wide, chest open
-    arm = _keys(frames, (0, rest), (0.45 * up, [1.3, 0.35, 0.6, 1.5] if manner != 2 else [0.9, 0.7, 0.4, 1.9]), (up, top),
-                (up + hold, 0.98 * top), (up + hold + 0.6 * down, [0.5, 1.4, 0.2, 0.4]), (seconds, rest))  # fmt: skip
+    arm = _keys(frames, (0, rest), (0.45 * up, [1.3, 0.35, 0.6, 1.5] if manner != 2 else [0.9, 0.7, 0.4, 1.9]),
+                (up, top), (up + hold, 0.98 * top), (up + hold + 0.6 * down, [0.5, 1.4, 0.2, 0.4]), (seconds, rest))
     lean = rng.uniform(0.2, 0.4) * a * (manner == 1) * int(rng.choice((_LEFT, _RIGHT)))
-    spine = _keys(frames, (0, (0, 0, 0)), (0.5 * up, (0.05, 0, 0)), (up, (-back, 0.7 * lean, 0)), (middle, (-back, lean, 0)),
-                  (up + hold, (-back, -lean, 0)), (seconds, (0, 0, 0)))  # fmt: skip
+    spine = _keys(frames, (0, (0, 0, 0)), (0.5 * up, (0.05, 0, 0)), (up, (-back, 0.7 * lean, 0)),
+                  (middle, (-back, lean, 0)), (up + hold, (-back, -lean, 0)), (seconds, (0, 0, 0)))
     head = _keys(frames, (0, (0, 0)), (up, (-0.35, 0)), (up + hold, (-0.3, 0)), (seconds, (0, 0)))
     return _gesture(actor, rng, seconds, {_LEFT: arm, _RIGHT: arm}, spine=spine, head=head,
-                    words={"end": (" and leans back", " and bends to both sides", " and opens the chest")[manner]})  # fmt: skip
+                    words={"end": (" and leans back", " and bends to both sides", " and opens the chest")[manner]})
 
 
 def _point(actor, rng):
@@ -496,7 +538,8 @@ def _point(actor, rng):
     seconds = up + hold + down
     frames, _ = _clock(seconds)
     arm = _keys(frames, (0, rest), (up, top), (up + hold, top), (seconds, rest))
-    look = _keys(frames, (0, (0, 0)), (0.8 * up, (0, 0.5 * side * out)), (up + hold, (0, 0.5 * side * out)), (seconds, (0, 0)))
+    look = _keys(frames, (0, (0, 0)), (0.8 * up, (0, 0.5 * side * out)), (up + hold, (0, 0.5 * side * out)),
+                 (seconds, (0, 0)))
     where = "forward" if out < 0.45 else f"to the {_SIDE[side]}"
     return _gesture(actor, rng, seconds, {side: arm}, head=look, words={"side": _SIDE[side], "where": where})
 
@@ -528,16 +571,16 @@ def _jump(actor, rng):
         sink = -0.7 * crouch * _ease((times - t2) / land) * (1 - _ease((times - t2 - land) / (0.28 * slow)))
         height += np.where(times >= t0 - load, dip, 0.0) + np.where(times > t2, sink, 0.0)
         place += ahead
-        plan += [Step(s, t1, t2, (0.0, place, 0.0), rise=apex * 1.02, heel=0.75, strike=0.0, ballistic=True)
-                 for s in (_LEFT, _RIGHT)]  # fmt: skip
+        plan += [Step(s, t1, t2, (0.0, place, 0.0), rise=apex * 1.02, heel=0.75, strike=0.0,
+                      ballistic=True) for s in (_LEFT, _RIGHT)]
         arm += [(t0 - 0.08, [-0.6, 0.2, 0.1, 0.3]), (t1 + 0.16, [1.5 * actor.amplitude, 0.3, 0.1, 0.6]),
                 (t2 + land, [0.4, 0.3, 0.2, 0.6])]
-        spine += [(t0, (0.45, 0, 0)), (t1, (-0.02, 0, 0)), (t2, (0.05, 0, 0)), (t2 + land, (0.3, 0, 0))]
+        spine += [(t0, (0.32, 0, 0)), (t1, (-0.02, 0, 0)), (t2, (0.05, 0, 0)), (t2 + land, (0.3, 0, 0))]
     arm, spine = _keys(frames, *arm, (times[-1], rest)), _keys(frames, *spine, (times[-1], (0, 0, 0)))
     pelvis = spine * [0.6, 0, 0]
     curves = {"left_arm": arm, "right_arm": arm, "spine": spine, "pelvis": pelvis, "shift": _drop(height)}
     return Act(frames, curves, tuple(plan), end=(0.0, place, 0.0),
-               words={"count": _count(repeats), "way": " forward" if ahead else " up"})  # fmt: skip
+               words={"count": _count(repeats), "way": " forward" if ahead else " up"})
 
 
 def _jumping_jacks(actor, rng):
@@ -550,14 +593,15 @@ def _jumping_jacks(actor, rng):
     for k in range(2 * repeats):
         lift = 0.25 + k * half
         land = lift + 0.55 * half
-        plan += [Step(s, lift, land, out=wide * (k % 2 == 0), rise=apex, heel=0.5, ballistic=True) for s in (_LEFT, _RIGHT)]
+        plan += [Step(s, lift, land, out=wide * (k % 2 == 0), rise=apex, heel=0.5, ballistic=True) for s in (_LEFT,
+                                                            _RIGHT)]
         u = np.clip((times - lift) / (land - lift), 0, 1)
         v = np.clip((times - land) / (lift + half - land), 0, 1)
         height += 4 * apex * u * (1 - u) - 0.06 * np.sin(np.pi * v)
         arm.append((lift + 0.8 * half, top if k % 2 == 0 else rest))
     arm = _keys(frames, *arm, (times[-1], rest))
     return Act(frames, {"left_arm": arm, "right_arm": arm, "shift": _drop(height)}, tuple(plan),
-               words={"count": _count(repeats)})  # fmt: skip
+               words={"count": _count(repeats)})
 
 
 def _squat(actor, rng):
@@ -567,7 +611,8 @@ def _squat(actor, rng):
     ready = [0.0, rng.uniform(0.9, 1.5), rng.choice((0.3, 0.9, 1.4))]
     low = np.array([ready[2], 0.15, 0.5, 0.3 if ready[2] > 1 else 1.0])
     rest, t = actor.neutral()["left_arm"], 0.45
-    keys = {"arm": [(0, rest), (t, rest)], "shift": [(0, (0, 0, 0)), (t, (0, -0.02, 0))], "spine": [(0, (0, 0, 0)), (t, (0, 0, 0))]}
+    keys = {"arm": [(0, rest), (t, rest)], "shift": [(0, (0, 0, 0)), (t, (0, -0.02, 0))],
+            "spine": [(0, (0, 0, 0)), (t, (0, 0, 0))]}
     for _ in range(repeats):
         for moment, u in ((t + down, 1.0), (t + down + hold, 1.0), (t + down + hold + up, 0.0)):
             keys["arm"].append((moment, rest + u * (low - rest)))
@@ -576,11 +621,12 @@ def _squat(actor, rng):
         t += down + hold + up + 0.1
     frames, _ = _clock(t + 0.45)
     arm, spine = _keys(frames, *keys["arm"], (t + 0.4, rest)), _keys(frames, *keys["spine"], (t + 0.4, (0, 0, 0)))
-    plan = tuple(Step(s, t0, t0 + 0.24, out=o, rise=0.03, heel=0.1, turn=turn) for s, t0, o, turn in (
-        (_LEFT, 0.05, wide, 0.25), (_RIGHT, 0.25, wide, -0.25), (_LEFT, t - 0.05, 0, 0), (_RIGHT, t + 0.15, 0, 0)))  # fmt: skip
+    plan = tuple(Step(s, t0, t0 + 0.24, out=o, rise=0.03, heel=0.1, turn=turn) for s, t0, o,
+                 turn in ((_LEFT, 0.05, wide, 0.25), (_RIGHT, 0.25, wide, -0.25), (_LEFT, t - 0.05, 0, 0),
+                          (_RIGHT, t + 0.15, 0, 0)))
     return Act(frames, {"left_arm": arm, "right_arm": arm, "spine": spine, "pelvis": spine * [0.9, 0, 0],
                         "shift": _keys(frames, *keys["shift"], (t + 0.4, (0, 0, 0)))}, plan,
-               words={"count": _count(repeats)})  # fmt: skip
+               words={"count": _count(repeats)})
 
 
 def _bow(actor, rng):
@@ -593,7 +639,7 @@ def _bow(actor, rng):
     return Act(frames, {"left_arm": arm, "right_arm": arm, "spine": bent * [0.75 * deep, 0, 0],
                         "pelvis": bent * [0.55 * deep, 0, 0], "head": bent * [0.3, 0],
                         "shift": bent * [0, -0.02, -0.14 * deep]},
-               words={"depth": "deeply" if deep > 0.8 else "slightly" if deep < 0.6 else "politely"})  # fmt: skip
+               words={"depth": "deeply" if deep > 0.8 else "slightly" if deep < 0.6 else "politely"})
 
 
 def _sit(actor, rng):
@@ -602,11 +648,12 @@ def _sit(actor, rng):
     frames, _ = _clock(seconds)
     low = _keys(frames, (0, 0), (0.95 * down, 1), (down + hold, 1), (seconds - 0.05, 0))[:, None]
     # the trunk tips forward while the weight moves between feet and seat, and is upright on the seat
-    tip = _keys(frames, (0, 0), (0.6 * down, 1), (1.15 * down, 0.1), (down + hold - 0.2, 0.15), (down + hold + 0.4 * up, 1), (seconds, 0))
+    tip = _keys(frames, (0, 0), (0.6 * down, 1), (1.15 * down, 0.1), (down + hold - 0.2, 0.15),
+                (down + hold + 0.4 * up, 1), (seconds, 0))
     arm = actor.neutral()["left_arm"] + low * np.array([0.35, 0.05, 0.35, 0.75])
     spine = np.stack([0.4 * tip, 0 * tip, 0 * tip], axis=1)
     return Act(frames, {"left_arm": arm, "right_arm": arm, "spine": spine, "pelvis": 1.2 * spine,
-                        "shift": low * [0, -deep, -0.9 * deep]})  # fmt: skip
+                        "shift": low * [0, -deep, -0.9 * deep]})
 
 
 def _kneel(actor, rng):
@@ -616,15 +663,20 @@ def _kneel(actor, rng):
     start, low, rise = 0.15, 0.15 + 0.45 + down, 0.15 + 0.45 + down + hold
     seconds = rise + up + 0.55
     frames, times = _clock(seconds)
-    shift = _keys(frames, (0, (0, 0, 0)), (start + 0.1, (0, 0, 0)), (low, (0, -deep, 0.02)), (rise, (0, -deep, 0.02)), (rise + up, (0, 0, 0)))
-    spine = _keys(frames, (0, (0, 0, 0)), (low - 0.3, (0.3, 0, 0)), (low, (0.06, 0, 0)), (rise, (0.06, 0, 0)), (rise + 0.4 * up, (0.35, 0, 0)),
-                  (seconds, (0, 0, 0)))  # fmt: skip
-    arm = actor.neutral()["left_arm"] + _keys(frames, (0, 0), (low, 1), (rise, 1), (rise + up, 0))[:, None] * [0.35, 0.02, 0.3, 0.8]
+    shift = _keys(frames, (0, (0, 0, 0)), (start + 0.1, (0, 0, 0)), (low, (0, -deep, 0.02)), (rise, (0, -deep, 0.02)),
+                  (rise + up, (0, 0, 0)))
+    spine = _keys(frames, (0, (0, 0, 0)), (low - 0.3, (0.3, 0, 0)), (low, (0.06, 0, 0)), (rise, (0.06, 0, 0)),
+                  (rise + 0.4 * up, (0.35, 0, 0)), (seconds, (0, 0, 0)))
+    arm = actor.neutral()["left_arm"] + _keys(frames, (0, 0), (low, 1), (rise, 1), (rise + up, 0))[:, None] * [0.35,
+        0.02, 0.3, 0.8]
     # the rear heel stays up, on the ball of the foot, as long as the knee is on the floor
     plan = (Step(side, start, start + 0.45, ahead=-back, rise=0.08, heel=0.2, tiptoe=1.15),
-            Step(side, rise + 0.75 * up, rise + up + 0.35, rise=0.08, heel=0.0))  # fmt: skip
-    return Act(frames, {"left_arm": arm, "right_arm": arm, "spine": spine, "shift": shift}, plan, words={"side": _SIDE[side]})
+            Step(side, rise + 0.75 * up, rise + up + 0.35, rise=0.08, heel=0.0))
+    return Act(frames, {"left_arm": arm, "right_arm": arm, "spine": spine, "shift": shift}, plan,
+               words={"side": _SIDE[side]})
 
+
+# fmt: on
 
 # ---------------------------------------------------------------------------------------------- from acts to joints
 
@@ -680,7 +732,9 @@ def _plan_foot(actor, side, steps, now, rest_height, toe):
         push = min(0.28, 0.9 * swing)
         up = _ease((now - step.lift + push) / (push + 0.25 * swing))
         pitch += step.heel * (up - _ease((now - step.lift - 0.25 * swing) / (0.65 * swing)))
-        pitch -= step.strike * (_ease((now - step.lift - 0.45 * swing) / (0.5 * swing)) - _ease((now - step.land) / 0.12))
+        pitch -= step.strike * (
+            _ease((now - step.lift - 0.45 * swing) / (0.5 * swing)) - _ease((now - step.land) / 0.12)
+        )
         pitch += (step.tiptoe - tiptoe) * u
         planted &= (u <= 0) | (u >= 1)
         place, tiptoe = goal, step.tiptoe
@@ -689,8 +743,14 @@ def _plan_foot(actor, side, steps, now, rest_height, toe):
     y, z = toe[1], toe[2]
     lift, slide = y - (y * np.cos(p) - z * np.sin(p)), z - (y * np.sin(p) + z * np.cos(p))
     yaw = track[:, 2]
-    ankle = np.stack([track[:, 0] + sweep[:, 0] + slide * np.sin(yaw), rest_height + rise + lift,
-                      track[:, 1] + sweep[:, 1] + slide * np.cos(yaw)], axis=1)  # fmt: skip
+    ankle = np.stack(
+        [
+            track[:, 0] + sweep[:, 0] + slide * np.sin(yaw),
+            rest_height + rise + lift,
+            track[:, 1] + sweep[:, 1] + slide * np.cos(yaw),
+        ],
+        axis=1,
+    )
     return ankle, yaw - side * actor.toe_out, pitch, planted, rise, track[:, :2]
 
 
@@ -714,11 +774,11 @@ def stage(actor, acts, gaps, rng):
     frames = sum(gaps) + sum(act.frames for act in acts)
     now = np.arange(frames) / FPS
     channels = {name: np.tile(value, (frames, 1)) for name, value in actor.neutral().items()}
-    channels["spine"] += _sway(rng, frames, 12, (0.02, 0.02, 0.03))
-    channels["head"] += _sway(rng, frames, 10, (0.05, 0.10))
-    channels["shift"] += _sway(rng, frames, 14, (0.012, 0.0, 0.008))
+    channels["spine"] += actor.sway * _sway(rng, frames, 12, (0.02, 0.02, 0.03))
+    channels["head"] += actor.sway * _sway(rng, frames, 10, (0.05, 0.10))
+    channels["shift"] += actor.sway * _sway(rng, frames, 14, (0.012, 0.0, 0.008))
     for name in ("left_arm", "right_arm"):
-        channels[name] += _sway(rng, frames, 10, (0.04, 0.02, 0.05, 0.06))
+        channels[name] += actor.sway * _sway(rng, frames, 10, (0.04, 0.02, 0.05, 0.06))
     home, start, spans = np.zeros(3), 0, []
     steps, free = {_LEFT: [], _RIGHT: []}, []
     for gap, act in zip(gaps, acts, strict=False):
@@ -731,7 +791,9 @@ def stage(actor, acts, gaps, rng):
             channels[name][span] += fade[:, None] * (curve - actor.neutral()[name])
         for step in act.steps:
             place = tuple(_beyond(home, step.home))
-            steps[step.side].append(replace(step, lift=step.lift + start / FPS, land=step.land + start / FPS, home=place))
+            steps[step.side].append(
+                replace(step, lift=step.lift + start / FPS, land=step.land + start / FPS, home=place)
+            )
         free += [(span, side, fade * weight, angles) for side, weight, angles in act.legs]
         home = _beyond(home, act.end)
         spans.append((start, start + act.frames))
@@ -740,11 +802,11 @@ def stage(actor, acts, gaps, rng):
 
 
 def _solve(actor, channels, steps, free, now):
-    """Joints (T, 22, 3) from channels, steps of each foot and free legs: feet, pelvis over the feet, legs, trunk, arms."""
+    """Joints (T, 22, 3) from channels, steps of each foot and free legs: feet, pelvis over them, legs, trunk, arms."""
     frames, bones = len(now), actor.bones
     offset = _REST * bones[:, None]
     feet = {}
-    for side, (_, _, ankle, toe) in _LEG.items():
+    for side, (*_, toe) in _LEG.items():
         order = sorted(steps[side], key=lambda step: step.lift)
         sole = np.array([0.0, offset[toe, 1], np.hypot(offset[toe, 0], offset[toe, 2])])
         feet[side] = _plan_foot(actor, side, order, now, 0.012 - offset[toe, 1], sole)
@@ -794,7 +856,8 @@ def _solve(actor, channels, steps, free, now):
         kicked = joints[:, hip] + thigh @ offset[knee] + shin @ offset[ankle]
         low = goal[:, 1].copy()
         goal = goal + w * (kicked - goal)
-        goal[:, 1] = np.maximum(goal[:, 1], low + 0.08 * w[:, 0])  # a kicking foot clears the floor at least as the planned step does
+        # a kicking foot clears the floor, also while it leaves and lands
+        goal[:, 1] = np.maximum(goal[:, 1], low + 0.08 * w[:, 0])
         foot_frame = _about_y(yaw)
         lateral = _unit(pelvis_turn[:, :, 0] + foot_frame[:, :, 0])
         line = goal - joints[:, hip]
@@ -846,6 +909,7 @@ def _solve(actor, channels, steps, free, now):
 
 # ---------------------------------------------------------------------------------------------- the table of actions
 
+# fmt: off
 PRIMITIVES: dict[str, Primitive] = {
     "walk forward": Primitive("locomotion", _walk, (
         "walks forward{way}", "walks ahead{way}", "takes a few steps forward{way}", "strolls forward{way}",
@@ -904,7 +968,8 @@ PRIMITIVES: dict[str, Primitive] = {
         "sits down and stands up again", "sits down on a chair", "takes a seat and gets up", "sits and rises")),
     "kneel": Primitive("whole body", _kneel, (
         "kneels on the {side} knee", "goes down on one knee", "kneels down and gets up", "takes a knee")),
-}  # fmt: skip
+}
+# fmt: on
 
 
 def perform(name, rng, actor=None):

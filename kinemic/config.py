@@ -158,7 +158,7 @@ class HarSettings(Section):
     clip_len: Count = 100
     channels: Count = 64
     depth: Count = 10
-    scheme: Literal["pelvis", "reference", "none"] = "pelvis"
+    scheme: Literal["root", "pelvis", "reference", "none"] = "root"
     augment: Literal["none", "standard"] = "none"
     seeds: Count = 5
 

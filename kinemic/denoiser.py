@@ -170,6 +170,8 @@ class Denoiser(nn.Module):
         if T % self.patch:
             x = F.pad(x, (0, 0, 0, self.patch - T % self.patch))
             mask = F.pad(mask, (0, self.patch - T % self.patch))
+        if self.patch > 1:  # a token may hold the end of a clip and padding, whose noise must not be seen
+            x = x * mask[..., None]
         N = x.shape[1] // self.patch
         h = self.input_proj(x.reshape(B, N, -1))
         keep = F.pad(mask.view(B, N, self.patch).any(-1), (1, 0), value=True)  # (B, 1 + N)

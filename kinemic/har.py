@@ -28,7 +28,7 @@ from kinemic.motion import BONES, MIRROR_PAIRS, NUM_JOINTS
 
 __all__ = ["Classifier", "STGCN", "adjacency", "fit", "normalise", "uniform_sample"]
 
-SCHEMES = ("pelvis", "reference", "none")
+SCHEMES = ("root", "pelvis", "reference", "none")
 YAW_JITTER = math.radians(15.0)  # 'standard' augmentation: largest turn about the vertical ...
 SCALE_JITTER = 0.1  # ... and largest relative change of body size
 _FORMAT = "kinemic.har/1"
@@ -158,15 +158,18 @@ class STGCN(nn.Module):
         return self.head(self.features(x))
 
 
-def normalise(joints: np.ndarray, scheme: str = "pelvis") -> np.ndarray:
-    """Place a clip before it is classified; one rigid motion per clip, taken from its first frame.
+def normalise(joints: np.ndarray, scheme: str = "root") -> np.ndarray:
+    """Place a clip before it is classified.
 
     Args:
         joints: (T, 22, 3) metres, y up, facing +z in the first frame.
-        scheme: 'pelvis' puts the pelvis of frame 0 at the origin and turns nothing: our clips already start upright in
-            gravity's frame and facing +z, and a lean or a lying body is information. 'reference' is the published
-            pipeline: origin at the last joint (right wrist), joint 0 -> 1 turned onto +z, then joint 4 -> 8 onto +x,
-            indices that mean spine and shoulders on a Kinect skeleton but hip and legs here. 'none' changes nothing.
+        scheme: 'root' puts the pelvis above the origin in every frame and at height 0 in frame 0, and turns nothing:
+            skeletons estimated from video carry no travel, so travel would only tell synthetic clips from real ones.
+            'pelvis' shifts the whole clip so that the pelvis of frame 0 is the origin. Neither aligns the trunk: clips
+            already stand in gravity's frame and face +z, and a lean or a lying body is information. 'reference' is the
+            published pipeline: origin at the last joint (right wrist), joint 0 -> 1 turned onto +z, then joint 4 -> 8
+            onto +x, indices that mean spine and shoulders on a Kinect skeleton but hip and legs here. 'none' changes
+            nothing.
 
     Returns:
         (T, 22, 3) float32.
@@ -174,12 +177,14 @@ def normalise(joints: np.ndarray, scheme: str = "pelvis") -> np.ndarray:
     Raises:
         ValueError: unknown scheme, wrong shape, no frame, a value that is not finite.
 
-    Source: reference implementation, whose alignment was written for 25 Kinect joints; 'pelvis' is our correction.
+    Source: reference implementation, whose alignment was written for 25 Kinect joints; 'root' and 'pelvis' are our corrections.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme is {scheme!r}, expected one of {', '.join(SCHEMES)}")
     joints = _checked(joints, "joints")
-    if scheme == "pelvis":
+    if scheme == "root":
+        joints = joints - joints[:, :1] * [1, 0, 1] - joints[0, 0] * [0, 1, 0]
+    elif scheme == "pelvis":
         joints = joints - joints[0, 0]
     elif scheme == "reference":
         joints = joints - joints[0, -1]
@@ -232,7 +237,7 @@ class Classifier:
         losses: cross-entropy per update of `fit`; empty after `load`.
     """
 
-    def __init__(self, model: STGCN, *, clip_len: int, scheme: str = "pelvis", classes: Sequence[str] | None = None):
+    def __init__(self, model: STGCN, *, clip_len: int, scheme: str = "root", classes: Sequence[str] | None = None):
         if classes is not None and len(classes) != model.settings["num_classes"]:
             raise ValueError(f"{len(classes)} class names for {model.settings['num_classes']} classes, need one each")
         self.model = model
@@ -309,7 +314,7 @@ def fit(
     clip_len: int = 100,
     channels: int = 64,
     depth: int = 10,
-    scheme: str = "pelvis",
+    scheme: str = "root",
     augment: str = "none",
     mirror: bool = False,
     balance: bool = False,

@@ -30,7 +30,7 @@ __all__ = [
     "Dataset", "Lab", "MinedWindows", "TrainingSet",
 ]  # fmt: skip
 
-PREPARE = ("motion", "data", "world")
+PREPARE = ("motion", "data", "acting", "world")
 TRAIN = ("motion", "data", "denoiser", "diffusion", "mining", "retrieval", "train")
 
 

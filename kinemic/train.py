@@ -187,7 +187,8 @@ class _Run:
                     p.copy_(tensors[f"model.{n}"])
         except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path}: not a checkpoint of this run ({error}); delete it to start over") from None
-        self.averaged = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
+        # In the order of the parameters: the file sorts its keys.
+        self.averaged = {n: tensors[f"ema.{n}"] for n in self.named() if f"ema.{n}" in tensors}
         states: dict[int, dict[str, Tensor]] = {}
         for k, v in tensors.items():
             if k.startswith("optim."):

@@ -1,10 +1,10 @@
-// <kinemic-skeleton>: moving skeletons on canvas 2D. kinemic.viz.viewer puts this script into the page and the motion into data-motion:
-// {fps, head, colors, bones: [[parent, child, side]], clips: [{title, frames, data}], attention, window, segments}; data is base64 of
-// int16 millimetres (frames, joints, 3), side 0 trunk, 1 left, 2 right; the last three describe the first clip.
+// <kinemic-skeleton>: moving skeletons, put into the page by kinemic.viz.viewer. data-motion is {fps, head, colors,
+// bones: [[parent, child, side]], clips: [{title, frames, data: base64 of int16 mm (frames, joints, 3)}]} and, of the first
+// clip, attention, window and segments; side is 0 trunk, 1 left, 2 right.
 customElements.get("kinemic-skeleton") || (() => {
 const STYLE = `:host{display:block;margin:.6em 0;padding:4px;border-radius:10px;font:13px/1.4 system-ui,sans-serif}
-:host(:focus-visible),:focus-visible{outline:2px solid var(--pst-color-primary,#3a80d2)}
-div{display:flex;flex-wrap:wrap;gap:8px;align-items:center;margin-bottom:6px}figure{flex:1 1 230px;min-width:0;margin:0;text-align:center}
+:host(:focus-visible),:focus-visible{outline:2px solid var(--pst-color-primary,#3a80d2);outline-offset:-2px}
+div{display:flex;flex-wrap:wrap;gap:8px;margin-bottom:6px}.bar{align-items:center}figure{flex:1 1 230px;min-width:0;margin:0;text-align:center}
 canvas{display:block;width:100%;border-radius:8px}figure canvas{background:#8881;cursor:grab;touch-action:pan-y}
 .line{flex:1 1 120px;min-width:0;cursor:ew-resize;touch-action:none}output{font-variant-numeric:tabular-nums}
 button{font:inherit;color:inherit;background:none;border:1px solid #888;border-radius:6px;width:44px;height:30px}
@@ -14,10 +14,8 @@ const make = (parent, tag, props) => parent.appendChild(Object.assign(document.c
 
 const surface = canvas => {
   const w = canvas.clientWidth, h = canvas.clientHeight, ratio = devicePixelRatio, g = canvas.getContext("2d");
-  const width = Math.round(w * ratio), height = Math.round(h * ratio);
-  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
-  g.setTransform(ratio, 0, 0, ratio, 0, 0);
-  g.clearRect(0, 0, w, h);
+  Object.assign(canvas, {width: w * ratio, height: h * ratio});  // also clears
+  g.scale(ratio, ratio);
   g.lineCap = g.lineJoin = "round";
   const stroke = (strokeStyle, lineWidth, globalAlpha, ...paths) => {
     Object.assign(g, {strokeStyle, lineWidth, globalAlpha});
@@ -56,30 +54,31 @@ const build = host => {
   make(root, "style", {textContent: STYLE});
   const row = make(root, "div"), bar = make(root, "div", {className: "bar"}), legend = make(root, "small");
   for (const c of clips) {
-    const xyz = new Int16Array(Uint8Array.from(atob(c.data), s => s.charCodeAt(0)).buffer), size = xyz.length / c.frames;
-    c.poses = Array.from({length: c.frames}, (_, f) => Array.from({length: size / 3}, (_, j) =>
-      [0, 1, 2].map(k => xyz[f * size + 3 * j + k] / 1000)));
+    const mm = new Int16Array(Uint8Array.from(atob(c.data), s => s.charCodeAt(0)).buffer), size = mm.length / c.frames / 3;
+    const points = Array.from({length: mm.length / 3}, (_, k) => [...mm.slice(3 * k, 3 * k + 3)].map(x => x / 1000));
+    c.poses = Array.from({length: c.frames}, (_, f) => points.slice(f * size, f * size + size));
     c.path = c.poses.map(pose => pose[0]);
     c.poses.forEach((pose, f) => {  // one point more: where the camera looks, the root's mean over a second
       const near = c.path.slice(Math.max(0, f - 10), f + 11);
-      pose.push([0, 1, 2].map(k => near.reduce((sum, p) => sum + p[k], 0) / near.length));
+      pose.push([0, 1, 2].map(k => near.reduce((sum, p) => sum + p[k] / near.length, 0)));
       top = Math.max(top, ...pose.map(p => p[1]));
     });
     const figure = make(row, "figure"), canvas = c.canvas = make(figure, "canvas", {role: "img", ariaLabel: c.title});
     canvas.style.height = host.getAttribute("height") + "px";
     figure.append(c.title);
     let from;  // a drag turns the camera, a click plays or pauses
-    canvas.onpointerdown = e => { canvas.setPointerCapture(e.pointerId); from = [e.clientX, e.clientY, yaw, pitch]; };
+    canvas.onpointerdown = e => { canvas.setPointerCapture(e.pointerId); from = {x: e.x, y: e.y, yaw, pitch}; };
     canvas.onpointermove = e => {
-      const [dx, dy] = from ? [e.clientX - from[0], e.clientY - from[1]] : [0, 0];
-      if (from && (from.moved ||= Math.hypot(dx, dy) > 4)) turn(from[2] + dx * .01, from[3] + dy * .01);
+      if (from && (from.moved ||= Math.hypot(e.x - from.x, e.y - from.y) > 4))
+        turn(from.yaw + (e.x - from.x) * .01, from.pitch + (e.y - from.y) * .01);
     };
     canvas.onpointerup = () => from && !from.moved && play(!playing);
     canvas.onlostpointercapture = () => { from = null; };
   }
   const button = make(bar, "button", {onclick: () => play(!playing)});
-  const line = make(bar, "canvas", {className: "line", role: "slider", tabIndex: 0, ariaLabel: "Frame", ariaValueMin: 0, ariaValueMax: last});
-  const clock = make(bar, "output", {ariaLive: "off"}), scrub = e => held && seek((e.offsetX - 8) / (line.clientWidth - 16) * last);
+  const slider = {className: "line", role: "slider", tabIndex: 0, ariaLabel: "Frame", ariaValueMin: 0, ariaValueMax: last};
+  const line = make(bar, "canvas", slider), scrub = e => held && seek((e.offsetX - 8) / (line.clientWidth - 16) * last);
+  const clock = make(bar, "output", {ariaLive: "off"});
   line.style.height = 22 + (attention || mined ? 26 : 0) + (segments ? 18 : 0) + "px";
   line.onpointerdown = e => { line.setPointerCapture(e.pointerId); held = true; scrub(e); };
   line.onpointermove = scrub;
@@ -89,16 +88,16 @@ const build = host => {
     e.target.textContent = speed + "\u00d7";
   }});
   ["left", "right", attention && "attention", mined && "mined window"].forEach((textContent, k) => {
-    if (textContent) make(legend, "b", {textContent}).style.color = colors[k];
+    if (textContent) make(legend, "b", {textContent, style: "color:" + colors[k]});
   });
 
-  Object.assign(host, {tabIndex: 0, role: "group", ariaLabel: "Animated skeletons: " + clips.map(c => c.title).join(", ")});
+  Object.assign(host, {tabIndex: 0, role: "group", ariaLabel: clips.map(c => c.title).join(", ")});
   host.onkeydown = e => {
     const is = key => e.key === key, x = is("ArrowRight") - is("ArrowLeft"), y = is("ArrowUp") - is("ArrowDown");
     if (e.ctrlKey || e.altKey || e.metaKey || is(" ") && e.composedPath()[0].tagName === "BUTTON") return;
     if (is(" ")) play(!playing);
     else if (e.shiftKey && (x || y)) turn(yaw + x * .15, pitch + y * .1);
-    else if (x || is("Home") || is("End")) { play(false); seek(is("Home") ? 0 : is("End") ? last : Math.min(at, last) + x); }
+    else if (x || is("Home") || is("End")) { play(false); seek(x ? Math.min(at, last) + x : is("End") * last); }
     else return;
     e.preventDefault();
     e.stopPropagation();  // notebooks have shortcuts of their own
@@ -110,13 +109,14 @@ const build = host => {
     const [cx, , cz] = pose.pop(), zoom = Math.min(h / (top + .45), w / 1.9), {cos, sin} = Math;
     const project = (x, y, z) => {
       x -= cx, y -= top / 2, z -= cz;
-      const near = z * cos(yaw) - x * sin(yaw), depth = near * cos(pitch) + y * sin(pitch), k = zoom * 6 / (6 - depth);
+      const near = z * cos(yaw) - x * sin(yaw), depth = near * cos(pitch) + y * sin(pitch), k = zoom * 6 / Math.max(1, 6 - depth);
       return [w / 2 + (x * cos(yaw) + z * sin(yaw)) * k, h / 2 - (y * cos(pitch) - near * sin(pitch)) * k, depth, k];
     };
     const floor = p => project(p[0], 0, p[2]), grid = [];
     for (let k = -1.5; k <= 1.5; k += .5) {
-      const x = Math.round(cx * 2) / 2 + k, z = Math.round(cz * 2) / 2 + k, a = Math.sqrt(3.1 - (x - cx) ** 2), b = Math.sqrt(3.1 - (z - cz) ** 2);
-      grid.push([[x, 0, cz - a], [x, 0, cz + a]].map(floor), [[cx - b, 0, z], [cx + b, 0, z]].map(floor));
+      const x = Math.round(cx * 2) / 2 + k, z = Math.round(cz * 2) / 2 + k;
+      const a = Math.sqrt(3.1 - (x - cx) ** 2), b = Math.sqrt(3.1 - (z - cz) ** 2);
+      grid.push([project(x, 0, cz - a), project(x, 0, cz + a)], [project(cx - b, 0, z), project(cx + b, 0, z)]);
     }
     stroke(ink, 1, .16, ...grid);
     stroke(ink, 1.5, .3, c.path.map(floor));
@@ -127,8 +127,8 @@ const build = host => {
     for (const [a, b, side] of bones.sort((s, t) => far(s) - far(t)))
       stroke([ink, ...colors][side], .05 * points[a][3], 1, [points[a], points[b]]);
     const [x, y, , k] = points[head];
-    stroke(ink, .19 * k, 1, [[x, y], [x + .01, y]]);  // a dot; paths without length are not drawn
-    c.canvas.style.opacity = at > end && end < last ? .4 : 1;  // it has ended before the others
+    stroke(ink, .19 * k, 1, [[x, y], [x + .01, y]]);  // a dot
+    c.canvas.style.opacity = at > end && end < last ? .4 : 1;  // ended before the others
   };
   const draw = host.draw = () => {
     ink = getComputedStyle(host).color;  // light on dark or dark on light, as the page has it

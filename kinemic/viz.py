@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -48,7 +49,7 @@ METHOD_COLORS = {
 }
 
 _INK = "#22262b"  # text and trunk
-_OTHERS = ("#8f8578", "#00838f", "#7b4b94", "#5f7f1e", "#b0486b", "#3d5a80")  # for names that are no methods
+_OTHERS = ("#00838f", "#7b4b94", "#5f7f1e", "#b0486b", "#3d5a80", "#8f8578")  # for names that are no methods
 _LEFT, _RIGHT, _PEAK, _MINED = "#3a80d2", "#dd6a35", "#14967a", "#cc9010"  # mid tones: legible on black too
 _TINTS = ("#7aa6c2", "#d9a05b", "#9b8ac4", "#7fb08a", "#cf8da0", "#a8a25a")  # segments, in order of first appearance
 _SHADES = sns.light_palette("#1b4f7a", as_cmap=True)  # from white: nothing looks like nothing
@@ -124,6 +125,18 @@ def _axes(ax, width: float, height: float):
     return ax
 
 
+def _inches(ax) -> float:
+    """Width of the axes, roughly: the layout, which widens them by about a fifth, comes only with drawing."""
+    return 1.2 * ax.figure.get_figwidth() * ax.get_position().width
+
+
+def _finish(ax, title, room: float = 0.0):
+    """The figure; its title leaves `room` inches free at the right of the axes and takes more lines instead."""
+    if title:
+        ax.set_title(textwrap.fill(title, max(int((_inches(ax) - room) * 12), 20)), loc="left")
+    return ax.figure
+
+
 def _joints(joints, name: str = "joints") -> np.ndarray:
     joints = np.asarray(joints, dtype=np.float64)
     if joints.ndim != 3 or joints.shape[1:] != (NUM_JOINTS, 3) or not len(joints):
@@ -181,6 +194,14 @@ def _limits(poses) -> tuple[float, float, float, float]:
     return float(left), float(right), float(min(bottom, 0)), float(max(top, 1.5))
 
 
+def _size(poses: int, limits) -> tuple[float, float]:
+    """Inches for a strip: as wide as a page, unless that would make it higher than 3 inches."""
+    left, right, bottom, top = limits
+    width = poses * (right - left + _MARGIN) + _MARGIN
+    scale = min(8 / width, 2.4 / (top - bottom + 2 * _MARGIN))
+    return max(width * scale, 3.5), (top - bottom + 2 * _MARGIN) * scale + 0.6
+
+
 def _draw_strip(ax, length, poses, limits, color, highlight, title) -> None:
     index, points, depth = poses
     left, right, bottom, top = limits
@@ -210,8 +231,7 @@ def _draw_strip(ax, length, poses, limits, color, highlight, title) -> None:
     ax.set_yticks([])
     ax.tick_params(axis="x", length=0, labelsize="small")
     ax.spines[:].set_visible(False)
-    if title:
-        ax.set_title(title, loc="left")
+    _finish(ax, title, room=1.2)
 
 
 def _name_sides(ax) -> None:
@@ -280,14 +300,6 @@ def strips(rows: Sequence[tuple[str, np.ndarray]], frames: int = 8, view: str = 
     return fig
 
 
-def _size(poses: int, limits) -> tuple[float, float]:
-    """Inches for a strip: as wide as a page, unless that would make it higher than 3 inches."""
-    left, right, bottom, top = limits
-    width = poses * (right - left + _MARGIN) + _MARGIN
-    scale = min(10 / width, 2.4 / (top - bottom + 2 * _MARGIN))
-    return max(width * scale, 3.5), (top - bottom + 2 * _MARGIN) * scale + 0.6
-
-
 def attention(weights, window=None, truth=(), ax=None, title=None):
     """Attention over a clip, the window mined from it, and what the person truly does when.
 
@@ -307,7 +319,7 @@ def attention(weights, window=None, truth=(), ax=None, title=None):
     weights = _curve(weights)
     spans = _spans(truth, len(weights))
     tints = _tints(spans)
-    ax = _axes(ax, 8, 2.2)
+    ax = _axes(ax, 7.5, 2.2)
     top = float(weights.max()) * 1.1 or 1.0
     if window is not None:
         start, stop = (frame / FPS for frame in _span(window, len(weights), "window"))
@@ -315,15 +327,16 @@ def attention(weights, window=None, truth=(), ax=None, title=None):
     times = np.arange(len(weights)) / FPS
     ax.plot(times, weights, color=_PEAK, label="attention")
     ax.fill_between(times, weights, color=_PEAK, alpha=0.15, linewidth=0)
+    inch = len(weights) / _inches(ax)  # frames
     for label, start, stop in spans:
-        ax.broken_barh([(start / FPS, (stop - start) / FPS)], (-0.2 * top, 0.15 * top), color=tints[label], linewidth=0)
-        ax.text((start + 1) / FPS, -0.125 * top, label, va="center", fontsize="small", clip_on=True)
+        where = (start / FPS, (stop - start) / FPS)
+        ax.broken_barh([where], (-0.2 * top, 0.15 * top), color=tints[label], alpha=0.6, linewidth=0)
+        if len(label) * 0.08 * inch < stop - start:  # a label that does not fit is left out
+            ax.text((start + 1) / FPS, -0.125 * top, label, va="center", fontsize="small")
     ax.set(xlim=(0, len(weights) / FPS), ylim=(-0.22 * top if spans else 0, top), xlabel="time (s)", ylabel="attention")
     ax.set_yticks([0, weights.max()], ["0", f"{weights.max():.2g}"])
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, fontsize="small")
-    if title:
-        ax.set_title(title, loc="left")
-    return ax.figure
+    return _finish(ax, title, room=3.0)
 
 
 def _matrix(matrix, rows, columns, name: str) -> np.ndarray:
@@ -364,9 +377,7 @@ def similarity(matrix, rows: Sequence[str], columns: Sequence[str], ax=None, tit
     """
     matrix = _matrix(matrix, rows, columns, "matrix")
     ax = _heat(matrix, rows, columns, ax, ".2f", cbar_kws={"label": "similarity"})
-    if title:
-        ax.set_title(title, loc="left")
-    return ax.figure
+    return _finish(ax, title)
 
 
 def confusion(matrix, classes: Sequence[str], ax=None, title=None):
@@ -391,9 +402,7 @@ def confusion(matrix, classes: Sequence[str], ax=None, title=None):
         if text.get_text() == "0":
             text.set_visible(False)
     ax.set(xlabel="predicted", ylabel="true")
-    if title:
-        ax.set_title(title, loc="left")
-    return ax.figure
+    return _finish(ax, title)
 
 
 def intervals(table, xlabel: str = "", ax=None, title=None):
@@ -421,7 +430,7 @@ def intervals(table, xlabel: str = "", ax=None, title=None):
         raise ValueError(f"{row['method']}: value {row['value']} is outside [{row['low']}, {row['high']}]")
     ax = _axes(ax, 7, 0.9 + 0.38 * len(table))
     for y, row in enumerate(table.to_dict("records")):
-        color = METHOD_COLORS.get(row["method"], _OTHERS[0])
+        color = METHOD_COLORS.get(row["method"], _OTHERS[-1])
         ax.plot([row["low"], row["high"]], [y, y], color=color, linewidth=2.5, solid_capstyle="round")
         ax.plot(row["value"], y, "o", color=color, markersize=8, markeredgecolor="white")
     if "paper" in table:
@@ -432,9 +441,7 @@ def intervals(table, xlabel: str = "", ax=None, title=None):
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color=_INK, alpha=0.12)
     ax.spines["left"].set_visible(False)
-    if title:
-        ax.set_title(title, loc="left")
-    return ax.figure
+    return _finish(ax, title)
 
 
 def curves(series: Mapping[str, object], xlabel: str = "step", ylabel: str = "loss", log=False, ax=None, title=None):
@@ -467,9 +474,7 @@ def curves(series: Mapping[str, object], xlabel: str = "step", ylabel: str = "lo
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     ax.grid(axis="y", color=_INK, alpha=0.12)
     ax.legend(fontsize="small")
-    if title:
-        ax.set_title(title, loc="left")
-    return ax.figure
+    return _finish(ax, title)
 
 
 def embedding_scatter(points, labels: Sequence[str], ax=None, title=None):
@@ -500,9 +505,7 @@ def embedding_scatter(points, labels: Sequence[str], ax=None, title=None):
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_color("#d5d8dc")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", ncols=1 + len(names) // 16)
-    if title:
-        ax.set_title(title, loc="left")
-    return ax.figure
+    return _finish(ax, title)
 
 
 @dataclass(frozen=True)

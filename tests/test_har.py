@@ -108,6 +108,9 @@ def test_sampled_frames_follow_the_rule_for_each_length(length, clip_len):
         assert fixed.tolist() == [i % length for i in range(clip_len)]
         return
     assert fixed.tolist() == [math.floor((i + 0.5) * length / clip_len) for i in range(clip_len)]
+    if clip_len < length < 2 * clip_len:  # at most one frame is dropped in a row, the ends like any other
+        assert np.diff(drawn, axis=1).max() == 2
+        assert set(drawn[:, 0]) == {0, 1} and set(drawn[:, -1]) == {length - 2, length - 1}
     for row in [*drawn, fixed]:
         assert (np.diff(row) > 0).all() and row[0] >= 0 and row[-1] < length
         if length >= 2 * clip_len:
@@ -118,9 +121,19 @@ def test_pelvis_placement_only_shifts_and_forgets_where_the_clip_was(walk):
     joints = walk(20)
     placed = har.normalise(joints, "pelvis")
     assert np.allclose(placed[0, 0], 0) and placed.dtype == np.float32
-    assert np.allclose(placed, har.normalise(joints + [3.0, 0.5, -2.0]), atol=1e-5)
+    assert np.allclose(placed, har.normalise(joints + [3.0, 0.5, -2.0], "pelvis"), atol=1e-5)
     assert np.allclose(np.diff(placed, axis=0), np.diff(joints, axis=0), atol=1e-5)
     assert np.allclose(har.normalise(joints, "none"), joints, atol=1e-6)
+
+
+def test_root_placement_forgets_travel_and_keeps_height(walk):
+    joints = walk(20)
+    placed = har.normalise(joints, "root")
+    assert np.allclose(placed[:, 0, [0, 2]], 0, atol=1e-6) and placed[0, 0, 1] == 0
+    assert np.allclose(placed[:, 0, 1], joints[:, 0, 1] - joints[0, 0, 1], atol=1e-6)
+    slide = np.linspace(0, 3, 20)[:, None, None] * [1.0, 0.0, -2.0]
+    assert np.allclose(placed, har.normalise(joints + slide, "root"), atol=1e-5)
+    assert np.allclose(placed - placed[:, :1], joints - joints[:, :1], atol=1e-5)
 
 
 def test_reference_placement_turns_hip_then_leg_vectors_onto_axes(walk):

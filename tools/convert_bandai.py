@@ -65,8 +65,9 @@ def tilt(pitch: float, roll: float) -> np.ndarray:
 def video_like(joints: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A clip `(T, 22, 3)` at 20 fps as a pose estimator might see it: a simulation of the gap to video.
 
-    Its figures (joint speed 0.37 m/s, jerk 241 m/s^3, 26 % of velocity energy above 5 Hz) match joints estimated with
-    VIBE from NTU RGB+D videos.
+    On two-hand and one-hand gestures and walks, after processing: root-relative joint speed 0.43 m/s, jerk 264 m/s^3,
+    24 % of the velocity energy above 5 Hz. Joints that VIBE estimated from 30 NTU RGB+D videos, on the same bones, have
+    0.40 m/s, 297 m/s^3 and 25 %.
     """
     ends = (rng.uniform(0, 0.15, size=2) * len(joints)).astype(int)
     joints = joints[ends[0] : len(joints) - ends[1]]

@@ -1,0 +1,240 @@
+"""Training: every alternative takes a step, gradients go where they belong, runs resume to the bit, models learn."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from kinemic import motion, train
+from kinemic.config import ABLATIONS, AdaptSettings
+from kinemic.denoiser import Denoiser
+from kinemic.diffusion import Diffusion
+from kinemic.mining import MIC
+
+SIZE = dict(num_features=263, text_dim=6, dim=16, layers=1, heads=2, ff=16, dropout=0.0)
+DIFFUSION = Diffusion(10)
+
+
+def options(**changed):
+    fields = AdaptSettings(**{"steps": 2, "rank": 2, "alpha": 4, **changed}).model_dump()
+    fields["window_weight_rule"] = fields.pop("window_weight")
+    return {**fields, "num_actions": 2, "mic_dim": 8, "progress": ""}
+
+
+@pytest.fixture(scope="module")
+def streams(walk):
+    source = [motion.encode(walk(frames=n, turn=0.01 * i, seed=i)) for i, n in enumerate((61, 50, 45, 70, 22, 90))]
+    shots = [motion.encode(walk(frames=n, heading=0.0, turn=0.0, seed=10 + i)) for i, n in enumerate((26, 31, 24, 29))]
+    normalizer = motion.Normalizer.fit(source)
+    rng = np.random.default_rng(0)
+
+    def text(counts):
+        return [rng.normal(size=(n, 6)).astype(np.float32) for n in counts]
+
+    return (
+        train.Stream(source, text((2, 1, 3, 1, 1, 2)), np.full(6, -1), normalizer),
+        train.Stream(shots, text((1, 1, 1, 1)), np.array([0, 0, 1, 1]), normalizer),
+        [[np.array([0, 1, 4])], [np.array([0, 1, 4])], [np.array([2, 3, 5])], [np.array([2, 3, 5])]],
+    )
+
+
+@pytest.fixture
+def prior():
+    torch.manual_seed(0)
+    return Denoiser(**SIZE)
+
+
+ALTERNATIVES = {
+    **ABLATIONS,
+    "naive": {"method": "naive"}, "scratch": {"method": "scratch"}, "reference dropout": {"condition_dropout": "independent"},
+    "teacher in training": {"teacher_mode": "train"}, "sliced windows": {"window_features": "sliced"},
+    "frozen frames": {"short_source": "repeat"}, "normal actions": {"action_init": "normal"}, "100 steps": {"num_timesteps": 20},
+    "100 steps, ceil": {"num_timesteps": 20, "time_map": "ceil"}, "distillation": {"weight_dist": 0.5},
+    "warm-up": {"warmup_steps": 1}, "nothing but reconstruction": {"weight_con": 0.0, "weight_win": 0.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_every_alternative_takes_its_steps_and_leaves_the_prior_alone(streams, prior, name):
+    source, shots, lists = streams
+    before = {k: v.clone() for k, v in prior.state_dict().items()}
+    made = train.adapt(prior, DIFFUSION, shots, source, lists, **options(**ALTERNATIVES[name]))
+    assert all(torch.equal(v, before[k]) for k, v in prior.state_dict().items())
+    assert all(np.isfinite(list(row.values())).all() for row in made.log) and made.log[-1]["step"] == 2
+    moved = any(not torch.equal(v, before[k]) for k, v in made.model.state_dict().items() if k in before)
+    assert moved and isinstance(made.model, Denoiser)
+    changed = ALTERNATIVES[name]
+    expects_windows = changed.get("window") != "none" and changed.get("method", "kinemic") == "kinemic"
+    assert (len(made.windows) == 2 * 4) == expects_windows
+    table = made.model.embed_action.weight
+    assert (float(table.detach().abs().max()) > 0) == (changed.get("condition") != "text")
+
+
+def test_windows_lie_inside_their_source_and_fit_their_target(streams, prior):
+    source, shots, lists = streams
+    made = train.adapt(prior, DIFFUSION, shots, source, lists, **options(steps=5))
+    step, row, start, length, shot, gamma = made.windows.T
+    total = np.array([len(source.features[int(i)]) for i in row])
+    wanted = np.array([len(shots.features[int(i)]) for i in shot])
+    assert (start >= 0).all() and (start + length <= total).all() and (length <= wanted).all()
+    assert all(int(i) in lists[int(j)][0] for i, j in zip(row, shot, strict=True))
+    assert ((gamma >= 0) & (gamma <= 1)).all() and set(step) == set(range(5))
+
+
+def test_frozen_parts_stay_and_adapters_move_with_lora(streams, prior):
+    source, shots, lists = streams
+    made = train.adapt(prior, DIFFUSION, shots, source, lists, **options())
+    for name, value in prior.state_dict().items():
+        adapted = not (".norm" in name or name.startswith("embed_text") or name.endswith("bias"))
+        assert torch.equal(made.model.state_dict()[name], value) != adapted, name
+
+
+def test_streams_in_one_batch_give_the_loss_of_two_passes(streams, prior):
+    """With no dropout and no dropped condition the joint pass is the two passes of the method, clip by clip."""
+    _, shots, _ = streams
+    model = prior.with_actions(2).eval()
+    a, text, _ = shots.draw([0, 1, 2, 3], np.random.default_rng(0))
+    t, both = torch.tensor([1, 3, 5, 9]), torch.cat
+    with torch.no_grad():
+        first = model(a.x, t, mask=a.mask, text=text, action=a.action)
+        second = model(a.x.flip(0), t, mask=a.mask.flip(0), text=text, action=a.action)
+        joint = model(both([a.x, a.x.flip(0)]), t.repeat(2), mask=both([a.mask, a.mask.flip(0)]), text=text.repeat(2, 1),
+                      action=a.action.repeat(2))  # fmt: skip
+    assert torch.allclose(joint, both([first, second]), atol=1e-6)
+
+
+def test_an_undisturbed_run_and_a_resumed_one_are_equal_to_the_bit(streams, prior, tmp_path):
+    source, shots, lists = streams
+    whole = train.adapt(prior, DIFFUSION, shots, source, lists, **options(steps=6, ema_decay=0.5))
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(train._Run):
+        def save(self, path):
+            super().save(path)
+            raise Stop
+
+    checkpoint = tmp_path / "training.safetensors"
+    original = train._Run
+    train._Run = Stopping
+    try:
+        with pytest.raises(Stop):
+            train.adapt(prior, DIFFUSION, shots, source, lists, checkpoint=checkpoint,
+                        **options(steps=6, ema_decay=0.5, save_every=3))  # fmt: skip
+    finally:
+        train._Run = original
+    resumed = train.adapt(prior, DIFFUSION, shots, source, lists, checkpoint=checkpoint,
+                          **options(steps=6, ema_decay=0.5, save_every=3))  # fmt: skip
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+    for key, value in whole.mic.state_dict().items():
+        assert torch.equal(value, resumed.mic.state_dict()[key]), key
+    assert np.array_equal(whole.windows, resumed.windows)
+
+
+def test_a_killed_pretraining_resumes_to_the_same_weights(tmp_path):
+    """The process gets SIGKILL in the middle; the second run ends where an undisturbed third one does."""
+    script = textwrap.dedent("""
+        import os, signal, sys
+        import numpy as np, torch
+        from kinemic import motion, train
+        from kinemic.denoiser import Denoiser
+        from kinemic.diffusion import Diffusion
+        kill_at, checkpoint, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+        rng = np.random.default_rng(0)
+        x = [rng.normal(size=(n, 263)).astype(np.float32) for n in (41, 52, 60, 44, 48)]
+        text = [rng.normal(size=(2, 6)).astype(np.float32) for _ in x]
+        stream = train.Stream(x, text, np.full(5, -1), motion.Normalizer(np.zeros(263), np.ones(263)))
+        save = train._Run.save
+        def dying(self, path):
+            save(self, path)
+            if self.step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+        train._Run.save = dying
+        torch.manual_seed(1)
+        model = Denoiser(263, 6, dim=16, layers=1, heads=2, ff=16, dropout=0.1)
+        train.pretrain(model, Diffusion(10), stream, steps=8, batch=2, ema_decay=0.9, save_every=2,
+                       checkpoint=checkpoint, progress="")
+        train.save_model(out, "denoiser", model, model.settings)
+    """)
+
+    def run(kill_at, checkpoint, out):
+        return subprocess.run([sys.executable, "-c", script, str(kill_at), str(tmp_path / checkpoint), str(tmp_path / out)],
+                              env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode  # fmt: skip
+
+    assert run(4, "a", "first") == -signal.SIGKILL and (tmp_path / "a").is_file() and not (tmp_path / "first").exists()
+    assert run(0, "a", "first") == 0 and run(0, "b", "second") == 0
+    assert (tmp_path / "first" / "model.safetensors").read_bytes() == (tmp_path / "second" / "model.safetensors").read_bytes()
+
+
+def test_pretraining_learns_one_batch(streams):
+    source, _, _ = streams
+    torch.manual_seed(0)
+    model = Denoiser(**{**SIZE, "dim": 32, "ff": 64})
+    log = train.pretrain(model, DIFFUSION, source, steps=150, batch=6, lr=3e-3, ema_decay=0, progress="")
+    assert np.mean([r["loss"] for r in log[-20:]]) < 0.6 * np.mean([r["loss"] for r in log[:5]])
+
+
+def test_attention_over_whole_clips_is_a_distribution_per_frame(streams, prior):
+    source, _, _ = streams
+    mic = MIC(16, 8).eval()
+    found = train.mine(prior, mic, DIFFUSION, source, [0, 4, 5], timesteps=(1, 5), batch=2)
+    assert [len(a) for a in found] == [len(source.features[i]) for i in (0, 4, 5)]
+    np.testing.assert_allclose([a.sum() for a in found], 1, atol=1e-5)
+    alone = train.mine(prior, mic, DIFFUSION, source, [0], timesteps=(1, 5))
+    assert found[0].shape == alone[0].shape
+
+
+def test_models_round_trip_and_bad_checkpoints_are_named(tmp_path, prior):
+    folder = tmp_path / "prior"
+    train.save_model(folder, "denoiser", prior, prior.settings)
+    again = train.load_model(folder)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in prior.state_dict().items())
+    with pytest.raises(ValueError, match="holds a 'denoiser', a 'mic' was expected"):
+        train.load_model(folder, "mic")
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="model.safetensors: truncated or damaged"):
+        train.load_model(folder)
+    file.write_bytes(whole)
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"]["layers"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="weights of another model"):
+        train.load_model(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json: not a checkpoint's configuration"):
+        train.load_model(folder)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="model.safetensors: missing"):
+        train.load_model(folder)
+
+
+def test_a_foreign_training_checkpoint_is_refused(streams, prior, tmp_path):
+    _, shots, _ = streams
+    checkpoint = tmp_path / "training.safetensors"
+    checkpoint.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="training.safetensors: not a checkpoint of this run.*delete it"):
+        train.adapt(prior, DIFFUSION, shots, checkpoint=checkpoint, **options(method="naive"))
+
+
+def test_streams_refuse_nan_and_emptiness(streams):
+    source, _, _ = streams
+    with pytest.raises(ValueError, match="without clips"):
+        train.Stream([], [], np.zeros(0, int), source.normalizer)
+    with pytest.raises(ValueError, match="clip 1 .*NaN"):
+        train.Stream([source.features[0], source.features[1] * np.nan], source.captions[:2], np.zeros(2), source.normalizer)
+
+
+def test_kinemic_without_source_is_refused(streams, prior):
+    _, shots, _ = streams
+    with pytest.raises(ValueError, match="needs source clips"):
+        train.adapt(prior, DIFFUSION, shots, **options())

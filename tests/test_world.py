@@ -1,0 +1,241 @@
+"""Laws of the made-up corpus: physics of the actions, truth of labels, separation of subjects, size of the noise."""
+
+import numpy as np
+import pytest
+
+from kinemic import acting, motion, world
+from kinemic.data import few_shot, subject_disjoint
+
+SMALL = {"source_clips": 16, "pool_clips": 2, "test_clips": 2}
+
+
+@pytest.fixture(scope="module")
+def small():
+    return world.make_world(**SMALL, seed=3)
+
+
+def performed(name, seed=0):
+    return world.perform(name, np.random.default_rng([17, seed]))
+
+
+def turned_to_body(joints):
+    """Joints seen from the heading of frame 0, pelvis of frame 0 at x = z = 0."""
+    return motion.canonicalize(joints)
+
+
+def jerk(joints):
+    """Mean size of the third derivative of the pelvis-centred joints, m/s^3."""
+    return np.linalg.norm(np.diff(joints - joints[:, :1], n=3, axis=0), axis=-1).mean() * motion.FPS**3
+
+
+def contact_slip(joints):
+    """Horizontal speed (m/s) of the slower of ankle and toe of each foot, wherever that foot is on the floor."""
+    speeds = []
+    for ankle, toe in ((7, 10), (8, 11)):
+        pair = joints[:, [ankle, toe]]
+        speed = np.linalg.norm(np.diff(pair[..., [0, 2]], axis=0), axis=-1).min(axis=1) * motion.FPS
+        height = (pair[..., 1] - np.quantile(pair[..., 1], 0.05, axis=0)).min(axis=1)
+        speeds.append(speed[np.maximum(height[1:], height[:-1]) < 0.008])
+    return np.concatenate(speeds)
+
+
+# ------------------------------------------------------------------------------------------ every action
+
+
+@pytest.mark.parametrize("name", world.PRIMITIVES)
+def test_bones_keep_their_length(name):
+    joints = performed(name)
+    lengths = np.linalg.norm(joints[:, 1:] - joints[:, motion.PARENTS[1:]], axis=-1)
+    assert np.isfinite(joints).all()
+    np.testing.assert_allclose(lengths, np.broadcast_to(motion.BONE_LENGTHS[1:], lengths.shape), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", world.PRIMITIVES)
+def test_feet_stay_above_the_floor_and_do_not_slide_on_it(name):
+    for seed in range(3):
+        joints = performed(name, seed)
+        assert joints[..., 1].min() > -0.02
+        slip = contact_slip(joints)
+        assert len(slip) > 10
+        assert slip.max() < 0.25 and slip.mean() < 0.03
+
+
+@pytest.mark.parametrize("name", world.PRIMITIVES)
+def test_knees_bend_forward_and_never_flip(name):
+    for seed in range(3):
+        joints = performed(name, seed)
+        for hip, knee, ankle in ((1, 4, 7), (2, 5, 8)):
+            hinge = np.cross(joints[:, knee] - joints[:, hip], joints[:, ankle] - joints[:, knee])
+            assert hinge[0] @ (joints[0, 1] - joints[0, 2]) > 0  # standing, the axis points to the body's left
+            bent = np.linalg.norm(hinge, axis=1) > 0.03
+            axis = hinge[bent] / np.linalg.norm(hinge[bent], axis=1, keepdims=True)
+            assert ((axis[1:] * axis[:-1]).sum(1) > 0.3).all()
+
+
+@pytest.mark.parametrize("name", world.PRIMITIVES)
+def test_hands_stay_out_of_the_trunk(name):
+    for seed in range(3):
+        joints = performed(name, seed)
+        lateral = joints[:, 16] - joints[:, 17]
+        lateral /= np.linalg.norm(lateral, axis=1, keepdims=True)
+        up = joints[:, 12] - joints[:, 0]
+        height = np.linalg.norm(up, axis=1)
+        up /= height[:, None]
+        front = np.cross(lateral, up)
+        for hand in (20, 21):
+            arm = joints[:, hand] - joints[:, 0]
+            share = (arm * up).sum(1) / height
+            # half axes of an adult trunk: 0.13 m to the side, 0.09 m to the front
+            outside = np.hypot((arm * lateral).sum(1) / 0.13, (arm * front).sum(1) / 0.09)
+            assert (outside[(share > 0) & (share < 0.95)] > 1).all()
+
+
+def test_actions_move_as_their_names_say():
+    def feet(x):
+        return np.minimum(x[:, 10, 1], x[:, 7, 1] - 0.05), np.minimum(x[:, 11, 1], x[:, 8, 1] - 0.05)
+
+    for seed in range(4):
+        x = {name: turned_to_body(performed(name, seed)) for name in world.PRIMITIVES}
+        travel = {name: joints[-1, 0] - joints[0, 0] for name, joints in x.items()}
+        drop = {name: joints[0, 0, 1] - joints[:, 0, 1].min() for name, joints in x.items()}
+        assert travel["walk forward"][2] > 0.8 and travel["jog"][2] > 1.5
+        assert travel["walk backward"][2] < -0.6
+        assert abs(travel["sidestep"][0]) > 0.4 and abs(travel["sidestep"][2]) < 0.2
+        for name in ("run on the spot", "march", "front kick", "side kick", "punch", "clap", "squat down", "kneel"):
+            assert np.linalg.norm(travel[name][[0, 2]]) < 0.1, name
+        # the hips turn by a quarter at least at some time (a full circle ends where it began)
+        across = x["turn"][:, 1] - x["turn"][:, 2]
+        assert ((across * across[0]).sum(1) / (across**2).sum(1)).min() < 0.2
+        run = x["run on the spot"]
+        lifted = run[:, 7, 1] - run[:, 8, 1]
+        changes = np.flatnonzero(np.diff(np.sign(np.where(np.abs(lifted) > 0.03, lifted, 1e-9 * lifted))))
+        assert 2.2 < (len(changes) - 1) / np.ptp(changes) * motion.FPS < 3.4  # steps a second
+        side, front = x["side kick"], x["front kick"]
+        leg = side[:, [7, 8]] - side[:, [1, 2]]
+        assert side[:, [7, 8], 1].max() > 0.5 and np.abs(leg[..., 0]).max() > 0.6
+        leg = front[:, [7, 8]] - front[:, [1, 2]]
+        assert front[:, [7, 8], 1].max() > 0.5 and leg[..., 2].max() > 0.55
+        reach = x["punch"][:, [20, 21]] - x["punch"][:, [16, 17]]
+        assert reach[..., 2].max() > 0.3
+        for name in ("stretch oneself", "raise arms", "jumping jacks"):
+            assert x[name][:, [20, 21], 1].max() > x[name][:, [16, 17], 1].max() + 0.02, name
+        assert np.linalg.norm(x["clap"][:, 20] - x["clap"][:, 21], axis=-1).min() < 0.12
+        assert drop["squat down"] > 0.2 and drop["sit down"] > 0.25 and drop["kneel"] > 0.3
+        assert x["bow"][:, 15, 1].min() < x["bow"][0, 15, 1] - 0.12
+        floor = [height.min() for height in feet(x["jump"])]
+        both = np.minimum(feet(x["jump"])[0] - floor[0], feet(x["jump"])[1] - floor[1])
+        assert both.max() > 0.08
+
+
+@pytest.mark.parametrize(("name", "joints", "low", "high"), [
+    ("punch", [20, 21], 4.0, 9.0), ("throw", [20, 21], 4.0, 12.0), ("front kick", [7, 8], 4.0, 9.0),
+    ("side kick", [7, 8], 4.0, 9.0)])  # fmt: skip
+def test_strikes_and_kicks_are_as_fast_as_those_of_people(name, joints, low, high):
+    peaks = []
+    for seed in range(6):
+        x = performed(name, seed)
+        peaks.append(np.linalg.norm(np.diff(x[:, joints], axis=0), axis=-1).max() * motion.FPS)
+    assert low < np.median(peaks) < high
+
+
+# ------------------------------------------------------------------------------------------ the corpus
+
+
+def test_equal_seeds_give_equal_clips_and_sizes_do_not_matter(small):
+    other = world.make_world(5, 1, 1, seed=3)
+    for a, b in zip(other.source, small.source, strict=False):
+        assert a.name == b.name and a.captions == b.captions and a.segments == b.segments
+        np.testing.assert_array_equal(a.features, b.features)
+    by_name = {clip.name: clip for clip in small.pool + small.test}
+    for clip in other.pool + other.test:
+        np.testing.assert_array_equal(clip.features, by_name[clip.name].features)
+    third = world.make_world(1, 1, 1, seed=4)
+    assert third.source[0].features.shape != other.source[0].features.shape or not np.array_equal(
+        third.source[0].features, other.source[0].features
+    )
+
+
+def test_segments_tile_the_clip_and_parts_with_captions_are_segments(small):
+    parts = 0
+    for clip in small.source:
+        assert world.MIN_ROWS <= len(clip) <= world.MAX_ROWS
+        edges = [(s.start, s.end) for s in clip.segments]
+        assert edges[0][0] == 0 and edges[-1][1] == len(clip)
+        assert all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
+        assert {s.label for s in clip.segments} <= {*world.PRIMITIVES, "stand"}
+        assert 1 <= sum(s.label != "stand" for s in clip.segments) <= 4
+        whole = [c for c in clip.captions if c.end == 0]
+        assert 2 <= len(whole) <= 3 and len({c.text for c in whole}) == len(whole)
+        for caption in clip.captions[len(whole) :]:
+            edge = (round(caption.start * motion.FPS), round(caption.end * motion.FPS))
+            assert edge in edges and edge[1] - edge[0] >= world.SUBCAPTION_ROWS
+            parts += 1
+    assert parts > 5
+
+
+def test_target_clips_are_short_and_of_known_classes(small):
+    assert set(small.classes) == set(small.captions) and len(small.classes) == 8
+    for clips, count in ((small.pool, 2), (small.test, 2)):
+        assert [c.action for c in clips] == [name for name in small.classes for _ in range(count)]
+        for clip in clips:
+            assert 18 <= len(clip) <= 60
+            assert tuple(c.text for c in clip.captions) == small.captions[clip.action]
+            # estimates from video lose the place of the body; heading noise leaves centimetres
+            assert np.ptp(clip.joints[:, 0, [0, 2]], axis=0).max() < 0.05
+    assert len(few_shot(small.pool, 2, np.random.default_rng(0))) == 16
+
+
+def test_pool_test_and_source_share_no_subject(small):
+    subject_disjoint(small.pool, small.test)
+    subject_disjoint(small.source, small.pool + small.test)
+
+
+def test_source_holds_throws_only_among_other_actions():
+    assert not world.PRIMITIVES["throw"].alone
+    actor = acting.Actor("a", motion.BONE_LENGTHS)
+    rng = np.random.default_rng(5)
+    clips = [set(world._choose(actor, rng)[0]) for _ in range(200)]
+    assert sum("throw" in labels for labels in clips) > 5
+    assert {"throw"} not in clips
+
+
+def test_stretching_is_rarely_called_so():
+    rng = np.random.default_rng(0)
+    act = acting.PRIMITIVES["stretch oneself"].act(acting.Actor("a", motion.BONE_LENGTHS), rng)
+    named = sum("stretch" in world._phrase("stretch oneself", act, rng) for _ in range(300))
+    assert 0 < named < 60
+
+
+def test_every_phrase_can_be_filled():
+    rng = np.random.default_rng(1)
+    actor = acting.Actor("a", motion.BONE_LENGTHS)
+    for name, primitive in world.PRIMITIVES.items():
+        act = primitive.act(actor, rng)
+        for phrase in primitive.phrases:
+            text = phrase.format(**act.words)
+            assert text and "{" not in text and "  " not in text, name
+
+
+def test_target_is_noisier_than_source(small):
+    source = np.mean([jerk(c.joints) for c in small.source])
+    target = np.mean([jerk(c.joints) for c in small.pool + small.test])
+    assert target > 2.5 * source
+    assert 180 < target < 380  # skeletons estimated from video: 265
+    assert source < 110  # motion capture: 50 to 80
+
+
+def test_feet_of_the_encoded_source_do_not_slide(small):
+    slip = np.concatenate([contact_slip(clip.joints) for clip in small.source])
+    assert slip.mean() < 0.05
+    assert np.mean(slip > 0.2) < 0.05
+
+
+@pytest.mark.parametrize("bad", [{"source_clips": 0}, {"pool_clips": -1}, {"test_clips": 2.5}, {"seed": -1}])
+def test_impossible_sizes_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        world.make_world(**(SMALL | bad))
+
+
+def test_an_unknown_action_is_refused():
+    with pytest.raises(KeyError, match="no primitive 'fly'"):
+        world.perform("fly", np.random.default_rng(0))
