@@ -209,7 +209,7 @@ def _travel(actor, rng, *, steps, period, stride, swing, curve=0.0, rise=0.05, s
     first = int(rng.choice((_LEFT, _RIGHT)))
     start, place, plan = 0.1, np.zeros(3), []
     for k in range(steps + 1):
-        ahead = (0.5 if k in (0,) else 1.0) * stride if k < steps else 0.0
+        ahead = (0.5 if k == 0 else 1.0) * stride if k < steps else 0.0
         place = place + [ahead * np.sin(place[2]), ahead * np.cos(place[2]), curve if k < steps else 0.0]
         lift = start + k * period
         end_step = k == steps
@@ -369,7 +369,7 @@ def _side_kick(actor, rng):
 # ---------------------------------------------------------------------------------------------- strikes
 
 
-def _strike(actor, rng, *, ready, blows, twist, bend, step=0.0):
+def _strike(actor, *, ready, blows, twist, bend, step=0.0):
     """Arms in `ready`, then blows [(side, [(seconds after the previous key, arm angles)], wind-up share)].
 
     The middle key of a blow is the hit. With `step` the opposite foot steps ahead by that much and returns at the end.
@@ -416,7 +416,7 @@ def _punch(actor, rng):
         keys = [(rng.uniform(0.14, 0.2) * slow, pull), (rng.uniform(0.16, 0.21) * np.sqrt(slow), hit),
                 (rng.uniform(0.22, 0.3) * slow, guard)]
         blows.append((s, keys, 0.5))
-    act = _strike(actor, rng, ready={_LEFT: guard, _RIGHT: guard}, blows=blows, twist=rng.uniform(0.3, 0.55),
+    act = _strike(actor, ready={_LEFT: guard, _RIGHT: guard}, blows=blows, twist=rng.uniform(0.3, 0.55),
                   bend=0.12, step=rng.uniform(0.15, 0.32) if rng.random() < 0.6 else 0.0)
     return replace(act, words={"side": "left and right" if swap and repeats > 1 else _SIDE[side],
                                "count": _count(repeats)})
@@ -434,7 +434,7 @@ def _throw(actor, rng):
     keys = [(rng.uniform(0.3, 0.42) * slow, wind), (rng.uniform(0.3, 0.4) * np.sqrt(slow), hit),
             (rng.uniform(0.22, 0.3) * slow, past), (0.35 * slow, rest)]
     ready = {side: rest + np.array([0.5, 0.1, 0.3, 1.0]), -side: rest + np.array([0.45, 0.15, 0.2, 0.7])}
-    act = _strike(actor, rng, ready=ready, blows=[(side, keys, 1.0)], twist=rng.uniform(0.4, 0.65), bend=0.22,
+    act = _strike(actor, ready=ready, blows=[(side, keys, 1.0)], twist=rng.uniform(0.4, 0.65), bend=0.22,
                   step=rng.uniform(0.2, 0.4) if rng.random() < 0.75 else 0.0)
     return replace(act, words={"side": _SIDE[side], "way": way})
 
@@ -446,7 +446,7 @@ def _chop(actor, rng):
     up = np.array([0.5, 1.35, -0.3, 0.9]) if flat else np.array([2.3 * a, 0.25, 0.0, 1.3])
     down = np.array([1.2, -0.45, 0.3, 0.35]) if flat else np.array([0.75, 0.0, 0.2, 0.25])
     keys = [(rng.uniform(0.26, 0.36) * slow, up), (rng.uniform(0.25, 0.33) * np.sqrt(slow), down), (0.3 * slow, guard)]
-    act = _strike(actor, rng, ready={_LEFT: guard, _RIGHT: guard}, blows=[(side, keys, 0.6)] * repeats, twist=0.35,
+    act = _strike(actor, ready={_LEFT: guard, _RIGHT: guard}, blows=[(side, keys, 0.6)] * repeats, twist=0.35,
                   bend=0.18)
     return replace(act, words={"side": _SIDE[side], "count": _count(repeats),
                                "verb": "slaps" if flat else "chops down"})
@@ -455,13 +455,12 @@ def _chop(actor, rng):
 # ---------------------------------------------------------------------------------------------- arm gestures
 
 
-def _gesture(actor, rng, seconds, arms, *, spine=None, head=None, shift=None, steps=(), words=None):
+def _gesture(seconds, arms, *, spine=None, head=None, words=None):
+    """Standing act from arm curves {side: (frames, 4)} and optional curves of spine and head."""
     frames, _ = _clock(seconds)
-    curves = {f"{_SIDE[s]}_arm": curve for s, curve in arms.items()}
-    for name, curve in (("spine", spine), ("head", head), ("shift", shift)):
-        if curve is not None:
-            curves[name] = curve
-    return Act(frames, curves, tuple(steps), words=words or {})
+    curves = {f"{_SIDE[side]}_arm": curve for side, curve in arms.items()}
+    curves |= {name: curve for name, curve in (("spine", spine), ("head", head)) if curve is not None}
+    return Act(frames, curves, words=words or {})
 
 
 def _wave(actor, rng):
@@ -478,7 +477,7 @@ def _wave(actor, rng):
     beat = width * busy * np.sin(2 * np.pi * rate * (times - 0.4))
     arm = arm + beat[:, None] * (np.array([0.0, 0.8, 0.0, 0.5]) if big else np.array([0.0, 0.25, 1.0, 0.25]))
     lean = _keys(frames, (0, (0, 0, 0)), (0.45, (0, -0.05 * side, 0.06 * side)), (seconds, (0, 0, 0)))
-    return _gesture(actor, rng, seconds, {side: arm, -side: arm} if both else {side: arm}, spine=lean,
+    return _gesture(seconds, {side: arm, -side: arm} if both else {side: arm}, spine=lean,
                     words={"hand": "both hands" if both else f"the {_SIDE[side]} hand"})
 
 
@@ -490,7 +489,7 @@ def _raise_arms(actor, rng):
     rest, seconds = actor.neutral()["left_arm"], up + hold + down
     arm = _keys(_clock(seconds)[0], (0, rest), (up, top), (up + hold, top), (seconds, rest))
     name = "both arms" if len(which) == 2 else f"the {_SIDE[which[0]]} arm"
-    return _gesture(actor, rng, seconds, dict.fromkeys(which, arm),
+    return _gesture(seconds, dict.fromkeys(which, arm),
                     words={"arms": name, "way": " to the side" if aside else ""})
 
 
@@ -505,7 +504,7 @@ def _clap(actor, rng):
     open_ = apart * (0.5 + 0.5 * np.cos(2 * np.pi * rate * (times - 0.4) * busy))
     arm = _keys(frames, (0, rest), (0.4, meet), (seconds - 0.45, meet), (seconds, rest))
     arm = arm + (busy * open_)[:, None] * np.array([0.0, 0.25, -1.0, -0.1])
-    return _gesture(actor, rng, seconds, {_LEFT: arm, _RIGHT: arm})
+    return _gesture(seconds, {_LEFT: arm, _RIGHT: arm})
 
 
 def _stretch(actor, rng):
@@ -526,7 +525,7 @@ def _stretch(actor, rng):
     spine = _keys(frames, (0, (0, 0, 0)), (0.5 * up, (0.05, 0, 0)), (up, (-back, 0.7 * lean, 0)),
                   (middle, (-back, lean, 0)), (up + hold, (-back, -lean, 0)), (seconds, (0, 0, 0)))
     head = _keys(frames, (0, (0, 0)), (up, (-0.35, 0)), (up + hold, (-0.3, 0)), (seconds, (0, 0)))
-    return _gesture(actor, rng, seconds, {_LEFT: arm, _RIGHT: arm}, spine=spine, head=head,
+    return _gesture(seconds, {_LEFT: arm, _RIGHT: arm}, spine=spine, head=head,
                     words={"end": (" and leans back", " and bends to both sides", " and opens the chest")[manner]})
 
 
@@ -541,7 +540,7 @@ def _point(actor, rng):
     look = _keys(frames, (0, (0, 0)), (0.8 * up, (0, 0.5 * side * out)), (up + hold, (0, 0.5 * side * out)),
                  (seconds, (0, 0)))
     where = "forward" if out < 0.45 else f"to the {_SIDE[side]}"
-    return _gesture(actor, rng, seconds, {side: arm}, head=look, words={"side": _SIDE[side], "where": where})
+    return _gesture(seconds, {side: arm}, head=look, words={"side": _SIDE[side], "where": where})
 
 
 # ---------------------------------------------------------------------------------------------- whole body
@@ -754,8 +753,8 @@ def _plan_foot(actor, side, steps, now, rest_height, toe):
     return ankle, yaw - side * actor.toe_out, pitch, planted, rise, track[:, :2]
 
 
-def _sway(rng, frames, width, sizes, fps=FPS):
-    """Slow smooth noise (frames, len(sizes)) of about unit shape, times `sizes`."""
+def _sway(rng, frames, width, sizes):
+    """Slow smooth noise (frames, len(sizes)) with standard deviations `sizes`; `width` is its time scale in frames."""
     noise = gaussian_filter1d(rng.standard_normal((frames + 8 * width, len(sizes))), width, axis=0, mode="nearest")
     return noise[4 * width : 4 * width + frames] * (1.9 * np.sqrt(width)) * np.asarray(sizes)
 
@@ -770,7 +769,12 @@ def stage(actor, acts, gaps, rng):
 
     Returns:
         joints (P, 22, 3) metres with the floor near 0, and [(start, end)] frames of each act.
+
+    Raises:
+        ValueError: the number of gaps does not fit the acts, or a gap is negative.
     """
+    if len(gaps) != len(acts) + 1 or min(gaps) < 0:
+        raise ValueError(f"gaps are {list(gaps)} for {len(acts)} acts: expected {len(acts) + 1} counts of at least 0")
     frames = sum(gaps) + sum(act.frames for act in acts)
     now = np.arange(frames) / FPS
     channels = {name: np.tile(value, (frames, 1)) for name, value in actor.neutral().items()}
@@ -781,12 +785,12 @@ def stage(actor, acts, gaps, rng):
         channels[name] += actor.sway * _sway(rng, frames, 10, (0.04, 0.02, 0.05, 0.06))
     home, start, spans = np.zeros(3), 0, []
     steps, free = {_LEFT: [], _RIGHT: []}, []
-    for gap, act in zip(gaps, acts, strict=False):
+    for gap, act in zip(gaps[:-1], acts, strict=True):
         start += gap
         span = slice(start, start + act.frames)
         local = np.arange(act.frames) / FPS
         # every act fades in and out of the resting posture, so acts follow each other without a jump
-        fade = _ease(local / 0.3) * _ease((local[-1] - local) / 0.3)
+        fade = _ease(local / 0.42) * _ease((local[-1] - local) / 0.42)
         for name, curve in act.curves.items():
             channels[name][span] += fade[:, None] * (curve - actor.neutral()[name])
         for step in act.steps:
@@ -938,7 +942,7 @@ PRIMITIVES: dict[str, Primitive] = {
         "boxes in the air", "hits something in front of them{count}", "punches{count}")),
     "throw": Primitive("strike", _throw, (
         "throws something with the {side} hand", "throws a ball {way}", "pitches a ball", "hurls an object away",
-        "winds up and tosses something forward"), 1.0, alone=False),
+        "winds up and tosses something forward"), 1.4, alone=False),
     "chop": Primitive("strike", _chop, (
         "{verb} with the {side} hand{count}", "swings the {side} arm as if hitting someone", "{verb}{count}")),
     "hand waving": Primitive("arm gesture", _wave, (

@@ -276,6 +276,13 @@ class Lab:
         queries = self.text([self.data.captions[c] for c in self.data.classes], "retrieval")
         return soft_positives(queries, self.bank, top_k or self.cfg.mining.top_k)
 
+    def soft_positive_lists(self, clips: Sequence[Clip]) -> list[list[np.ndarray]]:
+        """Per target clip, one array of source indices for each of its captions."""
+        texts = sorted({c.text for clip in clips for c in clip.captions})
+        found = soft_positives(self.text(texts, "retrieval"), self.bank, self.cfg.mining.top_k).indices
+        table = dict(zip(texts, found, strict=True))
+        return [[table[c.text] for c in clip.captions] for clip in clips]
+
     def relevance(self) -> np.ndarray:
         """(K, M) bool: does a source entry contain the class, by ground truth. Embedded world only."""
         if not self.data.truth:
@@ -311,9 +318,7 @@ class Lab:
             fields["window_weight_rule"] = fields.pop("window_weight")
             source = lists = None
             if options.method == "kinemic":
-                neighbours = self.retrieve()
-                # A clip has one list per caption; all clips of a class share its caption, so its list too.
-                source, lists = self.source_stream, [[neighbours.indices[a]] for a in actions]
+                source, lists = self.source_stream, self.soft_positive_lists(clips)
             made = train.adapt(
                 self.prior_model, self.diffusion, self._stream(clips, actions), source, lists,
                 num_actions=len(self.data.classes), mic_dim=self.cfg.mining.dim, temperature=self.cfg.mining.temperature,
@@ -390,14 +395,19 @@ class Lab:
             start = np.zeros(len(rows), np.int64)
             for i, (row, n, k) in enumerate(zip(rows, lengths, labels, strict=True)):
                 clip = self.data.source[row]
-                low, high = 0, len(clip) - n
                 if choose == "oracle":
-                    names = set(self.data.truth[self.data.classes[k]])
-                    segment = next(s for s in clip.segments if s.label in names)
-                    middle = (segment.start + segment.end - n) // 2
-                    low = high = int(np.clip(middle, 0, len(clip) - n))
-                start[i] = rng.integers(low, high + 1)
+                    scores = self._overlaps(row, n, k)
+                    start[i] = rng.choice(np.flatnonzero(scores == scores.max()))
+                    continue
+                start[i] = rng.integers(len(clip) - n + 1)
         return MinedWindows(rows, start, lengths, labels, attention)
+
+    def _overlaps(self, row: int, length: int, action: int) -> np.ndarray | None:
+        """IoU with the class's true segments of the window at every start of a source entry; None without segments."""
+        clip, labels = self.data.source[row], self.data.truth[self.data.classes[action]]
+        spans = [(s.start, s.end) for s in clip.segments if s.label in labels]
+        every = np.arange(len(clip) - length + 1)
+        return np.max([metrics.window_iou(every, length, a, b) for a, b in spans], axis=0) if spans else None
 
     def window_quality(self, windows: MinedWindows) -> dict[str, np.ndarray]:
         """Per window: IoU with the truth, the best and the mean a window of that length could have. NaN where the
@@ -406,13 +416,9 @@ class Lab:
         for i, (row, start, n, k) in enumerate(
             zip(windows.rows, windows.start, windows.length, windows.action, strict=True)
         ):
-            clip = self.data.source[row]
-            names = set(self.data.truth[self.data.classes[k]])
-            spans = [(s.start, s.end) for s in clip.segments if s.label in names]
-            if not spans:
+            scores = self._overlaps(row, n, k)
+            if scores is None:
                 continue
-            every = np.arange(len(clip) - n + 1)
-            scores = np.max([metrics.window_iou(every, n, a, b) for a, b in spans], axis=0)
             out["iou"][i], out["oracle"][i], out["random"][i] = scores[start], scores.max(), scores.mean()
         return out
 

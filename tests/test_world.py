@@ -239,3 +239,24 @@ def test_impossible_sizes_are_refused(bad):
 def test_an_unknown_action_is_refused():
     with pytest.raises(KeyError, match="no primitive 'fly'"):
         world.perform("fly", np.random.default_rng(0))
+
+
+def test_gaps_that_do_not_fit_the_acts_are_refused():
+    actor = acting.Actor("a", motion.BONE_LENGTHS)
+    act = acting.PRIMITIVES["bow"].act(actor, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="expected 2 counts"):
+        acting.stage(actor, [act], [3], np.random.default_rng(0))
+
+
+def test_acts_follow_each_other_without_a_jump():
+    # a jump of 5 cm from one frame to the next would show as 20 m/s^2
+    actor = acting.Actor("a", motion.BONE_LENGTHS)
+    for seed, (first, second) in enumerate((("walk forward", "bow"), ("turn", "punch"), ("squat down", "jog"))):
+        rng = np.random.default_rng(seed)
+        acts = [acting.PRIMITIVES[name].act(actor, rng) for name in (first, second)]
+        joints, spans = acting.stage(actor, acts, [4, 0, 4], rng)
+        assert spans[0][1] == spans[1][0]
+        above = joints[:, [0, 3, 6, 9, 12, 15, 16, 17, 18, 19, 20, 21]]  # feet may set out at once
+        size = np.linalg.norm(np.diff(above, 2, axis=0), axis=-1).max(axis=1) * motion.FPS**2
+        seam = spans[0][1]
+        assert size[seam - 3 : seam].max() < 8

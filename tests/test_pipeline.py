@@ -1,0 +1,155 @@
+"""The whole chain on a tiny world: cached, reproducible, honest about what it reads, and clear about bad input."""
+
+import numpy as np
+import pytest
+
+from kinemic import data, motion
+from kinemic.artefacts import Store
+from kinemic.config import Experiment
+from kinemic.pipeline import Lab
+
+TINY = {
+    "world": {"source_clips": 24, "pool_clips": 3, "test_clips": 2}, "mining": {"top_k": 6, "dim": 8},
+    "denoiser": {"dim": 16, "layers": 1, "heads": 2, "ff": 16}, "pretrain": {"steps": 3, "batch": 4},
+    "adapt": {"steps": 2, "rank": 2}, "synthesis": {"per_class": 2, "batch": 8}, "har": {"updates": 2, "seeds": 1},
+}  # fmt: skip
+
+
+def experiment(**changed):
+    return Experiment.load("smoke", **{"settings": TINY, **changed})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def lab(store):
+    return Lab(experiment(), store, progress=False)
+
+
+@pytest.fixture(scope="module")
+def chain(lab):
+    adapted = lab.adapt(0)
+    return adapted, lab.synthesize(adapted, 0)
+
+
+def test_source_and_target_are_disjoint_and_truth_covers_the_classes(lab):
+    d = lab.data
+    assert len(d.classes) == len(d.captions) == len(d.truth) == 8
+    data.subject_disjoint(d.pool, d.test)
+    assert not {c.subject for c in d.source} & {c.subject for c in d.pool + d.test}
+    shown = {s.label for c in d.source for s in c.segments}
+    assert all(set(labels) <= shown | set(d.classes) for labels in d.truth.values())
+    fitted = motion.Normalizer.fit([c.features for c in data.read_humanml3d(d.origin[0].folder / "source")])
+    np.testing.assert_allclose(d.normalizer.mean, fitted.mean, atol=1e-4)
+
+
+def test_synthesis_reads_lengths_and_counts_from_the_shots_alone(lab, chain):
+    clips = lab.load_clips(chain[1])
+    shots = lab.shots(0)
+    for name in lab.data.classes:
+        own = {len(c) for c in shots if c.action == name}
+        made = [c for c in clips if c.action == name]
+        assert len(made) == 2 and {len(c) for c in made} <= own
+    assert all(np.isfinite(c.features).all() for c in clips)
+
+
+def test_a_second_lab_loads_everything_and_computes_nothing(lab, chain, store, monkeypatch):
+    training = lab.training_set(lab.load_clips(chain[1]), synthetic=True)
+    first = lab.evaluate(lab.training_set(lab.shots(0)) + training)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    again = Lab(experiment(), Store(store.root), progress=False)
+    for name in ("kinemic.pipeline.train.adapt", "kinemic.pipeline.train.pretrain", "kinemic.pipeline.har.fit",
+                 "kinemic.pipeline.embedded.make_world", "kinemic.diffusion.Diffusion.sample"):  # fmt: skip
+        monkeypatch.setattr(name, refuse)
+    synthetic = again.synthesize(again.adapt(0), 0)
+    assert synthetic.key == chain[1].key
+    second = again.evaluate(again.training_set(again.shots(0)) + again.training_set(again.load_clips(synthetic), True))
+    assert np.array_equal(first["predictions"], second["predictions"])
+    with pytest.raises(AssertionError, match="computed again"):
+        again.adapt(0, method="naive")
+
+
+def test_draws_differ_and_repeat(lab):
+    names = [[c.name for c in lab.shots(i)] for i in (0, 1, 0)]
+    assert names[0] == names[2] != names[1]
+
+
+def test_an_oracle_window_is_never_worse_than_the_mean_and_bounds_hold(lab):
+    for choose in ("attention", "random", "oracle"):
+        windows = lab.mine(0, per_class=3, choose=choose)
+        total = np.array([len(lab.data.source[r]) for r in windows.rows])
+        assert (windows.start >= 0).all() and (windows.start + windows.length <= total).all()
+        quality = lab.window_quality(windows)
+        known = ~np.isnan(quality["iou"])
+        assert (quality["iou"][known] <= quality["oracle"][known] + 1e-9).all()
+        if choose == "oracle":
+            assert known.all() and np.array_equal(quality["iou"], quality["oracle"])
+        assert len(lab.window_set(windows).joints) == len(windows.rows)
+
+
+def test_judgement_of_real_clips_by_themselves_is_near_zero_distance(lab):
+    judged = lab.judge(lab.training_set(lab.data.test))
+    assert abs(judged["frechet"]) < 1e-3 and judged["n"] == len(lab.data.test)
+    assert 0.1 < judged["speed"] < 2.0
+
+
+@pytest.fixture(scope="module")
+def folders(lab, tmp_path_factory):
+    """The same motions as a HumanML3D folder and a labelled folder of somebody's own."""
+    root = tmp_path_factory.mktemp("folders")
+    d = lab.data
+    source = data.read_humanml3d(d.origin[0].folder / "source")
+    plain = [data.Clip(c.name, c.features, c.captions) for c in source]
+    data.write_humanml3d(root / "source", {"train": plain}, d.normalizer)
+    data.write_humanml3d(root / "target", {"pool": d.pool, "test": d.test})
+    return root
+
+
+def test_the_chain_runs_on_folders_as_on_the_embedded_world(folders, store, lab):
+    own = Lab(experiment(source=str(folders / "source"), target=str(folders / "target")), store, progress=False)
+    assert own.data.truth == {} and own.data.classes == lab.data.classes
+    assert len(own.data.source) == len(lab.data.source)
+    made = own.synthesize(own.adapt(0), 0)
+    assert own.evaluate(own.training_set(own.load_clips(made), True))["top1"].shape == (1,)
+    with pytest.raises(ValueError, match="ground-truth segments"):
+        own.relevance()
+
+
+def test_the_chain_runs_on_the_released_ntu_vibe_shots(shared_data, store):
+    lab = Lab(experiment(target=str(shared_data / "ntu-vibe-fewshot"), shots=10), store, progress=False)
+    assert len(lab.data.classes) == 3 and len(lab.shots(0)) == 30 and lab.data.test == []
+    judged = lab.judge(lab.training_set(lab.load_clips(lab.synthesize(lab.adapt(0), 0)), True))
+    assert judged["n"] == 6 and np.isfinite(judged["frechet"])
+    with pytest.raises(ValueError, match="no test clips of other subjects"):
+        lab.evaluate(lab.training_set(lab.shots(0)))
+
+
+@pytest.mark.parametrize(("changed", "error", "said"), [
+    ({"source": "nowhere"}, FileNotFoundError, "nowhere: no such folder"),
+    ({"settings": {**TINY, "mining": {"top_k": 9999}}}, ValueError, "top_k is 9999, the source has"),
+    ({"shots": 4}, ValueError, "4 .*3|3 .*4"),
+    ({"device": "cuda"}, ValueError, "'cuda' is not available"),
+    ({"settings": {**TINY, "pretrain": {"checkpoint": "nowhere"}}}, FileNotFoundError, "config.json: missing"),
+])  # fmt: skip
+def test_bad_input_is_one_line_that_says_what_to_do(store, monkeypatch, changed, error, said):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(error, match=said) as caught:
+        Lab(experiment(**changed), store, progress=False).adapt(0)
+    assert "\n" not in str(caught.value).strip("'")
+
+
+def test_a_label_outside_the_table_is_named(lab):
+    stranger = data.Clip("odd", lab.data.pool[0].features, action="juggle")
+    with pytest.raises(ValueError, match="clip odd: label 'juggle' is not in the table"):
+        lab.data.labels([stranger])
+
+
+def test_unknown_window_choice_is_refused(lab):
+    with pytest.raises(ValueError, match="attention, random, oracle"):
+        lab.mine(0, per_class=1, choose="best")
