@@ -200,7 +200,8 @@ class Experiment(Section):
             raise ValueError(f"denoiser.dim {self.denoiser.dim} cannot be split into {self.denoiser.heads} even heads")
         if self.diffusion.sampling_steps > self.diffusion.num_timesteps:
             raise ValueError(
-                f"diffusion.sampling_steps {self.diffusion.sampling_steps} exceeds num_timesteps {self.diffusion.num_timesteps}"
+                f"diffusion.sampling_steps {self.diffusion.sampling_steps} exceeds num_timesteps "
+                f"{self.diffusion.num_timesteps}"
             )
         return self
 

@@ -177,7 +177,8 @@ def normalise(joints: np.ndarray, scheme: str = "root") -> np.ndarray:
     Raises:
         ValueError: unknown scheme, wrong shape, no frame, a value that is not finite.
 
-    Source: reference implementation, whose alignment was written for 25 Kinect joints; 'root' and 'pelvis' are our corrections.
+    Source: reference implementation, whose alignment was written for 25 Kinect joints; 'root' and 'pelvis'
+        are our corrections.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme is {scheme!r}, expected one of {', '.join(SCHEMES)}")

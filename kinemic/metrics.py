@@ -12,10 +12,28 @@ from scipy.spatial.distance import pdist
 from kinemic.motion import FPS, PARENTS
 
 __all__ = [
-    "accuracy", "average_precision", "balanced_accuracy", "bone_length_drift", "confusion", "diversity", "foot_slip",
-    "frechet_distance", "high_frequency_share", "in_class_frames", "jerk", "joint_speed", "kernel_distance",
-    "mean_interval", "multimodality", "oracle_iou", "paired_interval", "per_class", "proportion_interval",
-    "random_iou", "retrieval_precision", "window_iou",
+    "accuracy",
+    "average_precision",
+    "balanced_accuracy",
+    "bone_length_drift",
+    "confusion",
+    "diversity",
+    "foot_slip",
+    "frechet_distance",
+    "high_frequency_share",
+    "in_class_frames",
+    "jerk",
+    "joint_speed",
+    "kernel_distance",
+    "mean_interval",
+    "multimodality",
+    "oracle_iou",
+    "paired_interval",
+    "per_class",
+    "proportion_interval",
+    "random_iou",
+    "retrieval_precision",
+    "window_iou",
 ]
 
 TOES = [10, 11]
@@ -193,8 +211,15 @@ def paired_interval(
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} items and b {len(b)}, expected scores of the same items")
     difference = a - b
-    result = stats.bootstrap((difference,), np.mean, n_resamples=resamples, batch=100, confidence_level=confidence,
-                             method="percentile", rng=rng)
+    result = stats.bootstrap(
+        (difference,),
+        np.mean,
+        n_resamples=resamples,
+        batch=100,
+        confidence_level=confidence,
+        method="percentile",
+        rng=rng,
+    )
     return float(difference.mean()), float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 

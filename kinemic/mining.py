@@ -154,7 +154,8 @@ def best_window(attention: Tensor, source_lengths: Tensor, window_lengths: Tenso
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise ValueError(
-            f"row {row}: a window of {int(window_lengths[row])} frames does not fit a clip of {int(source_lengths[row])}"
+            f"row {row}: a window of {int(window_lengths[row])} frames "
+            f"does not fit a clip of {int(source_lengths[row])}"
         )
     T = attention.shape[1]
     frames = torch.arange(T + 1, device=attention.device)[None]

@@ -18,7 +18,7 @@ import torch
 
 from kinemic import har, metrics, motion, train
 from kinemic import world as embedded
-from kinemic.artefacts import Artefact, Store
+from kinemic.artefacts import ROOT, Artefact, Store
 from kinemic.config import Experiment
 from kinemic.data import Clip, entries, few_shot, read_humanml3d, read_ntu_vibe, subject_disjoint, write_humanml3d
 from kinemic.denoiser import Denoiser
@@ -26,9 +26,7 @@ from kinemic.diffusion import Diffusion
 from kinemic.retrieval import Neighbours, caption_means, soft_positives
 from kinemic.text import TextCache, load_encoder
 
-__all__ = [
-    "Dataset", "Lab", "MinedWindows", "TrainingSet",
-]  # fmt: skip
+__all__ = ["Dataset", "Lab", "MinedWindows", "TrainingSet"]
 
 PREPARE = ("motion", "data", "acting", "world")
 TRAIN = ("motion", "data", "denoiser", "diffusion", "mining", "retrieval", "train")
@@ -46,7 +44,7 @@ class Dataset:
         captions: one sentence per class.
         truth: class -> labels of ground-truth segments that show it; empty for real data.
         normalizer: fitted on the source only.
-        origin: artefacts or fingerprints this was read from.
+        origin: what source and target were read from, in this order.
     """
 
     source: list[Clip]
@@ -56,7 +54,7 @@ class Dataset:
     captions: dict[str, str]
     truth: dict[str, tuple[str, ...]]
     normalizer: motion.Normalizer
-    origin: tuple[Artefact, ...]
+    origin: tuple[Artefact, Artefact]
 
     def labels(self, clips: Sequence[Clip]) -> np.ndarray:
         """(N,) action ids.
@@ -144,49 +142,55 @@ class Lab:
 
     # --- prepare ----------------------------------------------------------------------------------------------------
 
+    @property
+    def world_settings(self) -> dict:
+        """What identifies the embedded world: sizes, seed and version."""
+        return self.cfg.world.model_dump() | {"version": embedded.VERSION}
+
+    @cached_property
+    def world(self) -> Artefact:
+        """The embedded world as two data folders, `source` and `target`."""
+
+        def compute(folder: Path) -> dict:
+            made = embedded.make_world(**self.cfg.world.model_dump())
+            fitted = motion.Normalizer.fit([c.features for c in made.source])
+            write_humanml3d(folder / "source", {"train": made.source}, fitted)
+            write_humanml3d(folder / "target", {"pool": made.pool, "test": made.test}, fitted)
+            return {"source clips": len(made.source), "pool": len(made.pool), "test": len(made.test)}
+
+        return self.store.run("world", self.world_settings, compute, modules=PREPARE)
+
     @cached_property
     def data(self) -> Dataset:
         """Source, few-shot pool and test set, from the embedded world or from folders."""
         cfg = self.cfg
-        origin: list[Artefact] = []
         truth: dict[str, tuple[str, ...]] = {}
-        if "embedded" in (cfg.source, cfg.target):
-            settings = cfg.world.model_dump() | {"version": embedded.VERSION}
-
-            def compute(folder: Path) -> dict:
-                made = embedded.make_world(**cfg.world.model_dump())
-                fitted = motion.Normalizer.fit([c.features for c in made.source])
-                write_humanml3d(folder / "source", {"train": made.source}, fitted)
-                write_humanml3d(folder / "target", {"pool": made.pool, "test": made.test}, fitted)
-                return {"source clips": len(made.source), "pool": len(made.pool), "test": len(made.test)}
-
-            world = self.store.run("world", settings, compute, modules=PREPARE)
-            origin.append(world)
         if cfg.source == "embedded":
+            origin = self.world
             source, normalizer = (
-                read_humanml3d(world.folder / "source"),
-                motion.Normalizer.load(world.folder / "source"),
+                read_humanml3d(origin.folder / "source"),
+                motion.Normalizer.load(origin.folder / "source"),
             )
         else:
-            folder = Path(cfg.source)
-            origin.append(_folder_artefact(folder))
-            source = read_humanml3d(folder, "train")
+            origin = _folder_artefact(Path(cfg.source))
+            source = read_humanml3d(origin.folder, "train")
             if cfg.data.limit:
                 source = source[: cfg.data.limit]
-            official = (folder / "Mean.npy").is_file()
-            normalizer = (
-                motion.Normalizer.load(folder) if official else motion.Normalizer.fit([c.features for c in source])
-            )
-        if cfg.target == "embedded":
-            pool, test = (read_humanml3d(world.folder / "target", split) for split in ("pool", "test"))
-            truth = {name: (name,) for name in embedded.CLASSES}  # segments are labelled by primitive
-        else:
-            folder = Path(cfg.target)
-            origin.append(_folder_artefact(folder))
-            if (folder / "ntu_classes.txt").is_file():
-                pool, test = read_ntu_vibe(folder, cfg.data.split), []
+            if (origin.folder / "Mean.npy").is_file():
+                normalizer = motion.Normalizer.load(origin.folder)
             else:
-                pool, test = (read_humanml3d(folder, split) for split in ("pool", "test"))
+                normalizer = motion.Normalizer.fit([c.features for c in source])
+        if cfg.target == "embedded":
+            target = self.world
+            pool, test = (read_humanml3d(target.folder / "target", split) for split in ("pool", "test"))
+            if cfg.source == "embedded":
+                truth = {name: (name,) for name in embedded.CLASSES}  # segments are labelled by primitive
+        else:
+            target = _folder_artefact(Path(cfg.target))
+            if (target.folder / "ntu_classes.txt").is_file():
+                pool, test = read_ntu_vibe(target.folder, cfg.data.split), []
+            else:
+                pool, test = (read_humanml3d(target.folder, split) for split in ("pool", "test"))
         if test:
             subject_disjoint(pool, test)
         source = [c for c in entries(source, cfg.data.min_frames, cfg.data.max_frames) if c.captions]
@@ -198,7 +202,7 @@ class Lab:
                     f"target clip {clip.name} has no caption: write one sentence per class into its text file"
                 )
             captions.setdefault(clip.action, clip.captions[0].text)
-        return Dataset(source, pool, test, classes, captions, truth, normalizer, tuple(origin))
+        return Dataset(source, pool, test, classes, captions, truth, normalizer, (origin, target))
 
     @cached_property
     def text(self) -> TextCache:
@@ -230,25 +234,34 @@ class Lab:
         cfg = self.cfg
         if cfg.pretrain.checkpoint:
             folder = Path(cfg.pretrain.checkpoint)
+            if not folder.is_absolute() and not folder.exists():
+                folder = ROOT / folder  # so that parameter files can name the checkpoint that comes with the package
             model = train.load_model(folder)
             if model.settings["text_dim"] != self.text.encoder.dim:
                 raise ValueError(
                     f"{folder}: conditioned on {model.settings['text_dim']}-d text, encoder "
                     f"{self.text.encoder.name!r} gives {self.text.encoder.dim}; change text.encoder"
                 )
-            return _folder_artefact(folder)
+            made_on = Artefact(folder, "").manifest.get("world") if (folder / "manifest.json").is_file() else None
+            if made_on and cfg.source == "embedded" and made_on != self.world_settings:
+                raise ValueError(
+                    f"{folder}: trained on another embedded world ({made_on}, this is {self.world_settings}); "
+                    "run `make prior`, or set pretrain.checkpoint to null to train here"
+                )
+            digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "config.json").read_bytes())
+            return Artefact(folder, digest.hexdigest()[:16])
         settings = {
-            "pretrain": cfg.pretrain.model_dump(exclude={"checkpoint", "save_every"}), "denoiser": cfg.denoiser.model_dump(),
-            "num_timesteps": cfg.diffusion.num_timesteps, "encoder": self.text.encoder.fingerprint,
-            "data": cfg.data.model_dump(exclude={"split"}), "source": [a.key for a in self.data.origin[:1]],
+            "pretrain": cfg.pretrain.model_dump(exclude={"checkpoint", "save_every"}),
+            "source": self.data.origin[0].key, "denoiser": cfg.denoiser.model_dump(), "num_timesteps": cfg.diffusion.num_timesteps,
+            "encoder": self.text.encoder.fingerprint, "data": cfg.data.model_dump(exclude={"split"}),
         }  # fmt: skip
 
         def compute(folder: Path) -> dict:
             torch.manual_seed(cfg.pretrain.seed)
             model = Denoiser(motion.NUM_FEATURES, self.text.encoder.dim, **cfg.denoiser.model_dump())
             log = train.pretrain(
-                model, self.diffusion, self.source_stream, device=self.device, checkpoint=folder / "training.safetensors",
-                progress="prior" if self.progress else "", **cfg.pretrain.model_dump(exclude={"checkpoint"}),
+                model, self.diffusion, self.source_stream, device=self.device,
+                progress="prior" if self.progress else "", checkpoint=folder / "training.safetensors", **cfg.pretrain.model_dump(exclude={"checkpoint"}),
             )  # fmt: skip
             train.save_model(folder, "denoiser", model, model.settings)
             (folder / "log.json").write_text(json.dumps(log))
@@ -321,8 +334,8 @@ class Lab:
                 source, lists = self.source_stream, self.soft_positive_lists(clips)
             made = train.adapt(
                 self.prior_model, self.diffusion, self._stream(clips, actions), source, lists,
-                num_actions=len(self.data.classes), mic_dim=self.cfg.mining.dim, temperature=self.cfg.mining.temperature,
-                bank=self.cfg.mining.bank, device=self.device, checkpoint=folder / "training.safetensors",
+                num_actions=len(self.data.classes), mic_dim=self.cfg.mining.dim, bank=self.cfg.mining.bank,
+                temperature=self.cfg.mining.temperature, device=self.device, checkpoint=folder / "training.safetensors",
                 progress=f"{options.method}, draw {draw}" if self.progress else "", **fields,
             )  # fmt: skip
             train.save_model(folder / "generator", "denoiser", made.model, made.model.settings)
@@ -432,8 +445,8 @@ class Lab:
             draw: few-shot draw whose lengths are used.
         """
         cfg, s = self.cfg, self.cfg.synthesis
-        settings = {"synthesis": s.model_dump(), "diffusion": cfg.diffusion.model_dump(), "draw": draw, "shots": cfg.shots,
-                    "seed": cfg.seed, "zero_shot": adapted is None}  # fmt: skip
+        settings = {"synthesis": s.model_dump(), "diffusion": cfg.diffusion.model_dump(), "draw": draw,
+                    "shots": cfg.shots, "seed": cfg.seed, "zero_shot": adapted is None}  # fmt: skip
 
         def compute(folder: Path) -> dict:
             if adapted is None:

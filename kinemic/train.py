@@ -216,7 +216,7 @@ def _fit(
     save_every: int = 1000,
     progress: str = "",
 ) -> None:
-    """Run to `steps` updates, from the checkpoint if there is one; averaged weights replace the last ones at the end."""
+    """Run to `steps` updates, from the checkpoint if there is one; averaged weights replace the last at the end."""
     if checkpoint is not None and checkpoint.is_file():
         run.load(checkpoint)
         log.info("resumed %s at step %d", checkpoint, run.step)

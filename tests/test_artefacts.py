@@ -53,7 +53,11 @@ def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
     spec = ModuleSpec("kinemic.mod", None, origin=str(file))
     monkeypatch.setattr(artefacts.importlib.util, "find_spec", lambda name: spec)
     hashes = []
-    for text in ('"""Doc."""\ndef f():\n    return 1\n', 'def f():\n    """New."""\n    return 1  # why\n', "def f():\n    return 2\n"):
+    for text in (
+        '"""Doc."""\ndef f():\n    return 1\n',
+        'def f():\n    """New."""\n    return 1  # why\n',
+        "def f():\n    return 2\n",
+    ):
         file.write_text(text)
         source_hash.cache_clear()
         hashes.append(source_hash("mod"))

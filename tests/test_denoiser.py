@@ -132,7 +132,9 @@ def test_every_targeted_projection_receives_a_gradient(inputs, adapted):
 
 def test_attention_adapters_have_no_dropout():
     model = add_lora(Denoiser(**SMALL).with_actions(2), dropout=0.5)
-    kinds = {n: type(m.lora_dropout["default"]).__name__ for n, m in model.named_modules() if hasattr(m, "lora_dropout")}
+    kinds = {
+        n: type(m.lora_dropout["default"]).__name__ for n, m in model.named_modules() if hasattr(m, "lora_dropout")
+    }
     assert {kind for n, kind in kinds.items() if n.endswith(("q_proj", "k_proj", "v_proj", "out_proj"))} == {"Identity"}
     assert {kind for n, kind in kinds.items() if n.endswith(("linear1", "input_proj"))} == {"Dropout"}
 

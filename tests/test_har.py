@@ -87,8 +87,12 @@ def test_network_agrees_with_plain_loops_over_edges_and_frames():
     model = har.STGCN(3, channels=4, depth=6).eval()
     for value in model.state_dict().values():  # every parameter and statistic differs from its start
         if value.is_floating_point():
-            value.copy_(0.3 + 0.7 * torch.rand(value.shape, generator=generator)
-                        * (1 if value.ndim == 1 else torch.randn(value.shape, generator=generator)))
+            value.copy_(
+                0.3
+                + 0.7
+                * torch.rand(value.shape, generator=generator)
+                * (1 if value.ndim == 1 else torch.randn(value.shape, generator=generator))
+            )
     x = torch.randn(2, 11, 22, 3, generator=generator)
     with torch.no_grad():
         expected = plain_features(model, x)

@@ -54,7 +54,11 @@ def test_gather_window_moves_rows_to_the_front_and_repeats_the_last():
 def test_loss_equals_the_naive_formula():
     torch.manual_seed(0)
     z, k = torch.randn(4, 6, dtype=torch.double), torch.randn(7, 6, dtype=torch.double)
-    y, yk, scale = torch.tensor([0, 1, 0, 2]), torch.tensor([0, 0, 1, 1, 2, 2, 0]), torch.tensor(1.3, dtype=torch.double)
+    y, yk, scale = (
+        torch.tensor([0, 1, 0, 2]),
+        torch.tensor([0, 0, 1, 1, 2, 2, 0]),
+        torch.tensor(1.3, dtype=torch.double),
+    )
     expected = []
     for i in range(4):
         e = [torch.exp(scale.exp() * (z[i] @ k[j]) / (z[i].norm() * k[j].norm())) for j in range(7)]
@@ -83,7 +87,9 @@ def test_temperature_is_clamped_and_learned():
 
 def test_an_anchor_without_key_of_its_class_is_refused():
     with pytest.raises(ValueError, match="no key of its own class"):
-        soft_nearest_neighbour_loss(torch.ones(1, 2), torch.ones(1, 2), torch.tensor([0]), torch.tensor([1]), torch.tensor(0.0))
+        soft_nearest_neighbour_loss(
+            torch.ones(1, 2), torch.ones(1, 2), torch.tensor([0]), torch.tensor([1]), torch.tensor(0.0)
+        )
 
 
 def test_bank_is_first_in_first_out_and_detached():

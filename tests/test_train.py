@@ -52,9 +52,11 @@ def prior():
 
 ALTERNATIVES = {
     **ABLATIONS,
-    "naive": {"method": "naive"}, "scratch": {"method": "scratch"}, "reference dropout": {"condition_dropout": "independent"},
+    "naive": {"method": "naive"}, "scratch": {"method": "scratch"},
+    "reference dropout": {"condition_dropout": "independent"},
     "teacher in training": {"teacher_mode": "train"}, "sliced windows": {"window_features": "sliced"},
-    "frozen frames": {"short_source": "repeat"}, "normal actions": {"action_init": "normal"}, "100 steps": {"num_timesteps": 20},
+    "frozen frames": {"short_source": "repeat"}, "normal actions": {"action_init": "normal"},
+    "100 steps": {"num_timesteps": 20},
     "100 steps, ceil": {"num_timesteps": 20, "time_map": "ceil"}, "distillation": {"weight_dist": 0.5},
     "warm-up": {"warmup_steps": 1}, "nothing but reconstruction": {"weight_con": 0.0, "weight_win": 0.0},
 }  # fmt: skip
@@ -104,8 +106,8 @@ def test_streams_in_one_batch_give_the_loss_of_two_passes(streams, prior):
     with torch.no_grad():
         first = model(a.x, t, mask=a.mask, text=text, action=a.action)
         second = model(a.x.flip(0), t, mask=a.mask.flip(0), text=text, action=a.action)
-        joint = model(both([a.x, a.x.flip(0)]), t.repeat(2), mask=both([a.mask, a.mask.flip(0)]), text=text.repeat(2, 1),
-                      action=a.action.repeat(2))  # fmt: skip
+        joint = model(both([a.x, a.x.flip(0)]), t.repeat(2), mask=both([a.mask, a.mask.flip(0)]),
+                      text=text.repeat(2, 1), action=a.action.repeat(2))  # fmt: skip
     assert torch.allclose(joint, both([first, second]), atol=1e-6)
 
 
@@ -166,12 +168,14 @@ def test_a_killed_pretraining_resumes_to_the_same_weights(tmp_path):
     """)
 
     def run(kill_at, checkpoint, out):
-        return subprocess.run([sys.executable, "-c", script, str(kill_at), str(tmp_path / checkpoint), str(tmp_path / out)],
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode  # fmt: skip
+        words = [sys.executable, "-c", script, str(kill_at), str(tmp_path / checkpoint), str(tmp_path / out)]
+        return subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode  # fmt: skip
 
     assert run(4, "a", "first") == -signal.SIGKILL and (tmp_path / "a").is_file() and not (tmp_path / "first").exists()
     assert run(0, "a", "first") == 0 and run(0, "b", "second") == 0
-    assert (tmp_path / "first" / "model.safetensors").read_bytes() == (tmp_path / "second" / "model.safetensors").read_bytes()
+    assert (tmp_path / "first" / "model.safetensors").read_bytes() == (
+        tmp_path / "second" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_pretraining_learns_one_batch(streams):
@@ -231,7 +235,9 @@ def test_streams_refuse_nan_and_emptiness(streams):
     with pytest.raises(ValueError, match="without clips"):
         train.Stream([], [], np.zeros(0, int), source.normalizer)
     with pytest.raises(ValueError, match="clip 1 .*NaN"):
-        train.Stream([source.features[0], source.features[1] * np.nan], source.captions[:2], np.zeros(2), source.normalizer)
+        train.Stream(
+            [source.features[0], source.features[1] * np.nan], source.captions[:2], np.zeros(2), source.normalizer
+        )
 
 
 def test_kinemic_without_source_is_refused(streams, prior):
