@@ -44,7 +44,7 @@ endif
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help report book chapters chapter test lint results clean distclean
+.PHONY: help report book chapters chapter test lint results prior clean distclean
 
 help:  ## this list
 	@echo "make TARGET [SCALE=embedded|smoke|paper] [PARAMS=extra.yaml] [PYTHON=python3.11]"
@@ -138,6 +138,9 @@ test: lint  ## lint, unit tests, notebook tests, test of the built book
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests notebooks
 
 # --- results -------------------------------------------------------------------------------------------------------
+
+prior: $(READY)  ## train the shipped prior again; an interrupted run resumes
+	@$(BIN)/python tools/train_prior.py $(SCALE)
 
 results: $(READY)  ## copy the manifests of this scale's runs into book/results, to be committed
 	@$(BIN)/python -m kinemic.artefacts promote $(SCALE)

@@ -252,8 +252,9 @@ class Lab:
             return Artefact(folder, digest.hexdigest()[:16])
         settings = {
             "pretrain": cfg.pretrain.model_dump(exclude={"checkpoint", "save_every"}),
-            "source": self.data.origin[0].key, "denoiser": cfg.denoiser.model_dump(), "num_timesteps": cfg.diffusion.num_timesteps,
-            "encoder": self.text.encoder.fingerprint, "data": cfg.data.model_dump(exclude={"split"}),
+            "source": self.data.origin[0].key, "denoiser": cfg.denoiser.model_dump(),
+            "num_timesteps": cfg.diffusion.num_timesteps, "encoder": self.text.encoder.fingerprint,
+            "data": cfg.data.model_dump(exclude={"split"}),
         }  # fmt: skip
 
         def compute(folder: Path) -> dict:
@@ -261,7 +262,8 @@ class Lab:
             model = Denoiser(motion.NUM_FEATURES, self.text.encoder.dim, **cfg.denoiser.model_dump())
             log = train.pretrain(
                 model, self.diffusion, self.source_stream, device=self.device,
-                progress="prior" if self.progress else "", checkpoint=folder / "training.safetensors", **cfg.pretrain.model_dump(exclude={"checkpoint"}),
+                progress="prior" if self.progress else "", checkpoint=folder / "training.safetensors",
+                **cfg.pretrain.model_dump(exclude={"checkpoint"}),
             )  # fmt: skip
             train.save_model(folder, "denoiser", model, model.settings)
             (folder / "log.json").write_text(json.dumps(log))
