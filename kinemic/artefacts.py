@@ -11,12 +11,14 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -25,16 +27,9 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "Artefact",
-    "Store",
-    "environment",
-    "fingerprint",
-    "glue",
-    "load_manifest",
-    "promote",
-    "publish",
+    "Artefact", "Store", "code_of", "environment", "fingerprint", "glue", "load_manifest", "promote", "publish",
     "source_hash",
-]
+]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "book" / "results"
@@ -93,6 +88,11 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }
+
+
+def code_of(*functions: Callable) -> str:
+    """Hash of what single functions do, where a whole module would be too much for a key."""
+    return fingerprint([ast.dump(ast.parse(textwrap.dedent(inspect.getsource(f)))) for f in functions])
 
 
 class Artefact:
@@ -205,9 +205,9 @@ def publish(
 
     Args:
         chapter: slug of the chapter.
-        scale: name of the parameter file; every result carries it.
+        scale: edition of the experiment (`Experiment.edition`); every result carries it.
         metrics: name -> {value, unit, n, and where there is one low, high, method of the interval}.
-        settings: the whole experiment.
+        settings: the whole experiment (`Experiment.record`).
         store: manifests go to `results/<scale>/<chapter>.json` below its root.
 
     Returns:

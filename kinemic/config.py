@@ -5,13 +5,15 @@ Smaller scales are named parameter files (`notebooks/params/<scale>.yaml`). Unkn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kinemic.artefacts import fingerprint
 
 __all__ = ["ABLATIONS", "PARAMS", "Experiment", "ablation"]
 
@@ -251,24 +253,40 @@ class Experiment(Section):
             raise ValueError(f"parameters of {path.name}: {said}") from None
 
     @classmethod
-    def from_notebook(cls, names: Mapping[str, Any]) -> Experiment:
+    def from_notebook(cls, names: MutableMapping[str, Any]) -> Experiment:
         """Settings from the namespace of a notebook whose parameters cell, and perhaps papermill, filled it.
 
         Every public plain value counts as a parameter: papermill only warns about a name it does not know, so a
         misspelt parameter would otherwise be ignored in silence.
 
         Args:
-            names: `globals()` of the notebook; must hold `scale`.
+            names: `globals()` of the notebook; must hold `scale`. The names found are remembered in it.
         """
+        # Run again in a live notebook, the cell must not take what later cells defined for parameters.
+        first = names.setdefault("_kinemic_parameters", tuple(names))
         plain = {
             k: v
-            for k, v in names.items()
+            for k, v in ((name, names[name]) for name in first if name in names)
             if not k.startswith("_")
             and k not in ("In", "Out")
             and not isinstance(v, (ModuleType, FunctionType, type))
             and isinstance(v, (int, float, str, bool, list, dict, type(None)))
         }
         return cls.load(plain.pop("scale"), **plain)
+
+    @property
+    def edition(self) -> str:
+        """Name under which results are published: the scale's, or the scale and a hash where any parameter differs."""
+        if self == Experiment.load(self.scale):
+            return self.scale
+        return f"{self.scale}.{fingerprint(self.record())[:8]}"
+
+    def record(self) -> dict[str, Any]:
+        """All settings as plain data for a manifest; of files and folders only the name, not where they lie."""
+        values = self.model_dump()
+        for section, field in ((values, "source"), (values, "target"), (values["text"], "weights")):
+            section[field] = section[field] and Path(section[field]).name
+        return values
 
     def override(self, **sections: Mapping[str, Any]) -> Experiment:
         """Copy with fields of sections replaced and validated, e.g. `override(adapt={'steps': 100})`."""

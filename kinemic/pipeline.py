@@ -18,7 +18,7 @@ import torch
 
 from kinemic import har, metrics, motion, train
 from kinemic import world as embedded
-from kinemic.artefacts import ROOT, Artefact, Store
+from kinemic.artefacts import ROOT, Artefact, Store, code_of
 from kinemic.config import Experiment
 from kinemic.data import Clip, entries, few_shot, read_humanml3d, read_ntu_vibe, subject_disjoint, write_humanml3d
 from kinemic.denoiser import Denoiser
@@ -289,7 +289,7 @@ class Lab:
     def retrieve(self, top_k: int | None = None) -> Neighbours:
         """Soft positives of each class, in the order of the classes."""
         queries = self.text([self.data.captions[c] for c in self.data.classes], "retrieval")
-        return soft_positives(queries, self.bank, top_k or self.cfg.mining.top_k)
+        return soft_positives(queries, self.bank, self.cfg.mining.top_k if top_k is None else top_k)
 
     def soft_positive_lists(self, clips: Sequence[Clip]) -> list[list[np.ndarray]]:
         """Per target clip, one array of source indices for each of its captions."""
@@ -419,7 +419,7 @@ class Lab:
 
     def _overlaps(self, row: int, length: int, action: int) -> np.ndarray | None:
         """IoU with the class's true segments of the window at every start of a source entry; None without segments."""
-        clip, labels = self.data.source[row], self.data.truth[self.data.classes[action]]
+        clip, labels = self.data.source[row], self.data.truth.get(self.data.classes[action], ())
         spans = [(s.start, s.end) for s in clip.segments if s.label in labels]
         every = np.arange(len(clip) - length + 1)
         return np.max([metrics.window_iou(every, length, a, b) for a, b in spans], axis=0) if spans else None
@@ -448,14 +448,17 @@ class Lab:
         """
         cfg, s = self.cfg, self.cfg.synthesis
         settings = {"synthesis": s.model_dump(), "diffusion": cfg.diffusion.model_dump(), "draw": draw,
-                    "shots": cfg.shots, "seed": cfg.seed, "zero_shot": adapted is None}  # fmt: skip
+                    "shots": cfg.shots, "seed": cfg.seed, "zero_shot": adapted is None,
+                    "code": code_of(Lab.synthesize)}  # fmt: skip
 
         def compute(folder: Path) -> dict:
             if adapted is None:
-                model, condition = self.prior_model, "text"
+                model, condition, diffusion = self.prior_model, "text", self.diffusion
             else:
+                options = adapted.manifest["settings"]["adapt"]
+                diffusion = Diffusion(options["num_timesteps"]) if options["num_timesteps"] else self.diffusion
                 model = train.load_model(adapted.folder / "generator").to(self.device)
-                condition = adapted.manifest["settings"]["adapt"]["condition"]
+                condition = options["condition"]
             rng = np.random.default_rng([s.seed, draw])
             clips = self.shots(draw)
             actions = self.data.labels(clips)
@@ -470,7 +473,7 @@ class Lab:
             for first in range(0, len(order), s.batch):
                 rows = order[first : first + s.batch]
                 a = torch.from_numpy(action[rows])
-                x = self.diffusion.sample(
+                x = diffusion.sample(
                     model, torch.from_numpy(lengths[rows]), motion.NUM_FEATURES,
                     text=torch.from_numpy(text[action[rows]]).to(self.device) if "text" in condition else None,
                     action=a.to(self.device) if "action" in condition else None,
@@ -484,7 +487,7 @@ class Lab:
             return {"clips": len(lengths)}
 
         inputs = [adapted or self.prior, *self.data.origin]
-        return self.store.run("synthesize", settings, compute, inputs=inputs, modules=(*TRAIN, "pipeline"))
+        return self.store.run("synthesize", settings, compute, inputs=inputs, modules=TRAIN)
 
     def load_clips(self, synthetic: Artefact) -> list[Clip]:
         """Synthetic clips as `Clip`s, named `synth_000000`, ..."""
@@ -535,7 +538,8 @@ class Lab:
         for joints in training.joints:
             digest.update(np.ascontiguousarray(joints, np.float32).tobytes())
         settings = {"har": self.cfg.har.model_dump(), "augment": augment, "clips": digest.hexdigest(),
-                    "labels": training.labels.tolist(), "synthetic": training.synthetic.tolist()}  # fmt: skip
+                    "labels": training.labels.tolist(), "synthetic": training.synthetic.tolist(),
+                    "code": code_of(Lab._classifier)}  # fmt: skip
 
         def compute(folder: Path) -> dict:
             labels = self.data.labels(self.data.test)
@@ -556,7 +560,7 @@ class Lab:
     @cached_property
     def referee(self) -> har.Classifier:
         """Classifier trained on every pool clip: it judges synthetic motion and gives the features of distances."""
-        settings = {"har": self.cfg.har.model_dump()}
+        settings = {"har": self.cfg.har.model_dump(), "code": code_of(Lab._classifier)}
 
         def compute(folder: Path) -> dict:
             self._classifier(self.training_set(self.data.pool), 0, "standard").save(folder / "referee")

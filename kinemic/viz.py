@@ -41,6 +41,7 @@ METHOD_COLORS = {
     "real": "#777777",
     "augmented": "#3ea0ff",
     "retrieved": "#468a4b",
+    "mined": "#8800ee",
     "scratch": "#c787c3",
     "naive": "#da8c0d",
     "kinemic": "#bc0100",

@@ -76,9 +76,20 @@ def test_a_notebooks_namespace_gives_its_parameters_and_no_more():
 
     names = {"scale": "smoke", "shots": 4, "draws": None, "settings": {}, "_hidden": 1, "In": [], "Out": {}, "os": os,
              "Experiment": Experiment, "exit": print}  # fmt: skip
+    misspelt = {**names, "shot": 4}
     assert Experiment.from_notebook(names).shots == 4
     with pytest.raises(ValueError, match="shot: Extra"):
-        Experiment.from_notebook({**names, "shot": 4})
+        Experiment.from_notebook(misspelt)
+    names |= {"defined_later": [1, 2], "shots": 5}  # the set-up cell run again in a live notebook
+    assert Experiment.from_notebook(names).shots == 5
+
+
+def test_results_are_published_under_the_scale_only_where_nothing_differs(tmp_path):
+    cfg = Experiment.load("smoke")
+    assert cfg.edition == "smoke"
+    other = Experiment.load("smoke", source=str(tmp_path / "somewhere"), shots=1)
+    assert other.edition.startswith("smoke.") and other.edition != Experiment.load("smoke", shots=1).edition
+    assert other.record()["source"] == "somewhere" and str(tmp_path) not in str(other.record())
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

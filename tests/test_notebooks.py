@@ -47,7 +47,7 @@ def test_parameters_are_literals_that_the_scales_and_the_experiment_know(path):
     assert set(given) - {"settings"} <= fields
     for scale in PARAMS.glob("*.yaml"):
         assert set(yaml.safe_load(scale.read_text())) == set(given), scale.name
-    assert Experiment.load(**given) == Experiment.load("smoke")
+    assert Experiment.load(given.pop("scale"), **given) == Experiment.load("smoke")
 
 
 @ALL
