@@ -143,9 +143,9 @@ class Lab:
     # --- prepare ----------------------------------------------------------------------------------------------------
 
     @property
-    def world_settings(self) -> dict:
-        """What identifies the embedded world: sizes, seed and version."""
-        return self.cfg.world.model_dump() | {"version": embedded.VERSION}
+    def source_identity(self) -> dict:
+        """What identifies the source side of the embedded world; a shipped prior must have been trained on the same."""
+        return self.cfg.world.model_dump(include={"source_clips", "seed"}) | {"version": embedded.VERSION}
 
     @cached_property
     def world(self) -> Artefact:
@@ -158,7 +158,8 @@ class Lab:
             write_humanml3d(folder / "target", {"pool": made.pool, "test": made.test}, fitted)
             return {"source clips": len(made.source), "pool": len(made.pool), "test": len(made.test)}
 
-        return self.store.run("world", self.world_settings, compute, modules=PREPARE)
+        settings = self.cfg.world.model_dump() | {"version": embedded.VERSION}
+        return self.store.run("world", settings, compute, modules=PREPARE)
 
     @cached_property
     def data(self) -> Dataset:
@@ -243,9 +244,9 @@ class Lab:
                     f"{self.text.encoder.name!r} gives {self.text.encoder.dim}; change text.encoder"
                 )
             made_on = Artefact(folder, "").manifest.get("world") if (folder / "manifest.json").is_file() else None
-            if made_on and cfg.source == "embedded" and made_on != self.world_settings:
+            if made_on and cfg.source == "embedded" and made_on != self.source_identity:
                 raise ValueError(
-                    f"{folder}: trained on another embedded world ({made_on}, this is {self.world_settings}); "
+                    f"{folder}: trained on another embedded world ({made_on}, this is {self.source_identity}); "
                     "run `make prior`, or set pretrain.checkpoint to null to train here"
                 )
             digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "config.json").read_bytes())

@@ -153,3 +153,12 @@ def test_a_label_outside_the_table_is_named(lab):
 def test_unknown_window_choice_is_refused(lab):
     with pytest.raises(ValueError, match="attention, random, oracle"):
         lab.mine(0, per_class=1, choose="best")
+
+
+def test_the_shipped_prior_is_whole_and_refuses_another_world(store):
+    lab = Lab(Experiment.load("embedded"), store, progress=False)
+    assert lab.prior.manifest["world"] == lab.source_identity
+    assert sum(p.numel() for p in lab.prior_model.parameters()) == lab.prior.manifest["metrics"]["parameters"]
+    other = Experiment.load("embedded", settings={"world": {"source_clips": 99}})
+    with pytest.raises(ValueError, match="trained on another embedded world.*make prior"):
+        Lab(other, store, progress=False).prior  # noqa: B018 (the property loads)

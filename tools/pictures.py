@@ -35,8 +35,13 @@ def main() -> None:
     span = (start, start + int(windows.length[chosen]))
     figure, (above, below) = plt.subplots(2, 1, figsize=(10, 3.8), height_ratios=(3, 2), layout="constrained")
     viz.strip(clip.joints, frames=14, ax=above, highlight=span, title=f"“{clip.captions[0].text}”")
-    viz.attention(windows.attention[chosen], window=span, truth=clip.segments, ax=below,
-                  title=f"attention, the window mined for “{CLASS}”, and the true segments")
+    viz.attention(
+        windows.attention[chosen],
+        window=span,
+        truth=clip.segments,
+        ax=below,
+        title=f"attention, the window mined for “{CLASS}”, and the true segments",
+    )
     figure.savefig(folder / "mined-window.png", dpi=110)
 
     clips = lab.load_clips(lab.synthesize(adapted))

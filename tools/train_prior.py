@@ -26,7 +26,7 @@ def main(scale: str) -> None:
     model = train.load_model(made.folder)
     train.save_model(folder, "denoiser", model.half(), model.settings)
     shutil.copyfile(made.folder / "log.json", folder / "log.json")
-    manifest = {**made.manifest, "world": lab.world_settings, "half_precision": True}
+    manifest = {**made.manifest, "world": lab.source_identity, "half_precision": True}
     write_json(folder / "manifest.json", manifest)
     sys.stdout.write(f"{folder.relative_to(ROOT)}: {json.dumps(manifest['metrics'])}, {manifest['seconds']} s\n")
 
