@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -190,6 +190,8 @@ class Lab:
             target = _folder_artefact(Path(cfg.target))
             if (target.folder / "ntu_classes.txt").is_file():
                 pool, test = read_ntu_vibe(target.folder, cfg.data.split), []
+                if cfg.data.retarget:
+                    pool = [replace(c, features=self._on_reference_bones(c)) for c in pool]
             else:
                 pool, test = (read_humanml3d(target.folder, split) for split in ("pool", "test"))
         if test:
@@ -204,6 +206,12 @@ class Lab:
                 )
             captions.setdefault(clip.action, clip.captions[0].text)
         return Dataset(source, pool, test, classes, captions, truth, normalizer, (origin, target))
+
+    @staticmethod
+    def _on_reference_bones(clip: Clip) -> np.ndarray:
+        """Features of the clip on the skeleton that the source and its statistics have; (T, 263)."""
+        poses = motion.decode(clip.features, extra_pose=True)
+        return motion.process(poses, motion.FPS, floor="lowest")
 
     @cached_property
     def text(self) -> TextCache:
@@ -255,7 +263,7 @@ class Lab:
             "pretrain": cfg.pretrain.model_dump(exclude={"checkpoint", "save_every"}),
             "source": self.data.origin[0].key, "denoiser": cfg.denoiser.model_dump(),
             "num_timesteps": cfg.diffusion.num_timesteps, "encoder": self.text.encoder.fingerprint,
-            "data": cfg.data.model_dump(exclude={"split"}),
+            "data": cfg.data.model_dump(exclude={"split", "retarget"}),
         }  # fmt: skip
 
         def compute(folder: Path) -> dict:

@@ -123,6 +123,9 @@ def test_the_chain_runs_on_folders_as_on_the_embedded_world(folders, store, lab)
 
 def test_the_chain_runs_on_the_released_ntu_vibe_shots(shared_data, store):
     lab = Lab(experiment(target=str(shared_data / "ntu-vibe-fewshot"), shots=10), store, progress=False)
+    for clip in lab.data.pool:  # the released clips have other proportions than the source
+        bones = np.linalg.norm(clip.joints[:, 1:] - clip.joints[:, motion.PARENTS[1:]], axis=-1)
+        np.testing.assert_allclose(bones, np.broadcast_to(motion.BONE_LENGTHS[1:], bones.shape), atol=1e-4)
     assert len(lab.data.classes) == 3 and len(lab.shots(0)) == 30 and lab.data.test == []
     judged = lab.judge(lab.training_set(lab.load_clips(lab.synthesize(lab.adapt(0), 0)), True))
     assert judged["n"] == 6 and np.isfinite(judged["frechet"])
