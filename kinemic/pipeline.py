@@ -473,8 +473,8 @@ class Lab:
             actions = self.data.labels(clips)
             K = len(self.data.classes)
             action = np.repeat(np.arange(K), s.per_class)
-            own = [np.array([len(c) for c, a in zip(clips, actions, strict=True) if a == k]) for k in range(K)]
-            lengths = np.concatenate([rng.choice(own[k], size=s.per_class) for k in range(K)])
+            seen = [np.array([len(c) for c, a in zip(clips, actions, strict=True) if a == k]) for k in range(K)]
+            lengths = np.concatenate([rng.choice(seen[k], size=s.per_class) for k in range(K)])
             text = self.text([self.data.captions[c] for c in self.data.classes], "condition")
             generator = torch.Generator(self.device).manual_seed(s.seed + draw)
             order = np.argsort(lengths, kind="stable")  # clips of similar length share a batch
@@ -491,7 +491,8 @@ class Lab:
                 )  # fmt: skip
                 x = self.data.normalizer.denormalize(x.cpu().numpy())
                 for row, one in zip(rows, x, strict=True):
-                    features[row] = one[: lengths[row]].astype(np.float32)
+                    own = one[: lengths[row]].astype(np.float32)
+                    features[row] = motion.reconcile(own) if s.reconcile else own
             np.savez(folder / "clips.npz", features=np.concatenate(features), lengths=lengths, action=action)
             return {"clips": len(lengths)}
 

@@ -365,3 +365,32 @@ def test_encode_is_fast_enough_for_the_training_loop(walk):
         motion.encode(joints)
         seconds.append(time.perf_counter() - begin)
     assert min(seconds) < 1.5e-3  # the best of many, so that a busy machine does not fail the test
+
+
+def test_reconcile_returns_the_features_of_a_real_body_unchanged(walk):
+    features = motion.encode(walk(frames=60, heading=0.0, turn=0.03))
+    again = motion.reconcile(features)
+    # The smoothed heading of the last rows sees one pose more or less; everything else is the same.
+    np.testing.assert_allclose(motion.decode(again), motion.decode(features), atol=1e-4)
+    np.testing.assert_allclose(again[:, motion.VELOCITIES], features[:, motion.VELOCITIES], atol=1e-4)
+
+
+def test_reconcile_removes_contradictions_of_a_noised_vector(walk):
+    """Noise of a tenth of a standard deviation in every feature, as a small generator leaves it."""
+    features = motion.encode(walk(frames=60, heading=0.0, turn=0.0)).astype(np.float64)
+    rng = np.random.default_rng(0)
+    noised = features.copy()
+    for block, std in ((motion.RIC, 0.122), (motion.ROTATIONS, 0.3), (motion.VELOCITIES, 0.0195)):
+        noised[:, block] += 0.1 * std * rng.standard_normal(features[:, block].shape)
+    mended = motion.reconcile(noised)
+    clean, before, after = (motion.decode(f) for f in (features, noised, mended))
+
+    def roughness(joints):
+        return np.linalg.norm(np.diff(joints, 3, axis=0), axis=-1).mean()
+
+    assert roughness(after) < 0.4 * roughness(before)
+    assert np.linalg.norm(after - clean, axis=-1).mean() < 0.7 * np.linalg.norm(before - clean, axis=-1).mean()
+    bones = np.linalg.norm(after[:, 1:] - after[:, motion.PARENTS[1:]], axis=-1)
+    np.testing.assert_allclose(bones, np.broadcast_to(motion.BONE_LENGTHS[1:], bones.shape), atol=1e-5)
+    velocity = np.diff(after, axis=0)[:, 0, 1]
+    np.testing.assert_allclose(mended[:-1, motion.VELOCITIES][:, 1], velocity, atol=1e-5)
