@@ -17,7 +17,7 @@ def two_actions(walk):
     """Factory of walks that bend left or right, and their labels: `two_actions(first seed, clips)`."""
 
     def make(seed, count=16):
-        turns = [0.03 if i % 2 else -0.03 for i in range(count)]
+        turns = [0.06 if i % 2 else -0.06 for i in range(count)]
         clips = [walk(24 + 3 * (i % 5), turn=turns[i], heading=0, seed=seed + i) for i in range(count)]
         return [clip.astype(np.float32) for clip in clips], np.arange(count) % 2
 
