@@ -148,7 +148,6 @@ class SynthesisSettings(Section):
     batch: Count = 64
     seed: Natural = 10
     reconcile: bool = True  # make positions, velocities and bones of drawn vectors agree; False keeps them as drawn
-    lengths: Literal["shots"] = "shots"  # lengths come from the shots alone, never from held-out clips
 
 
 class HarSettings(Section):
