@@ -20,15 +20,16 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "Artefact", "Store", "code_of", "environment", "fingerprint", "glue", "load_manifest", "promote", "publish",
-    "source_hash",
+    "Artefact", "Missing", "Store", "code_of", "environment", "fingerprint", "glue", "load_manifest", "promote",
+    "publish", "source_hash",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,6 +108,10 @@ class Artefact:
         return load_manifest(self.folder / "manifest.json")
 
 
+class Missing(LookupError):
+    """A step was asked of a store that may only load, and it has no such artefact."""
+
+
 class Store:
     """Content-addressed results below one folder.
 
@@ -119,6 +124,7 @@ class Store:
 
     def __init__(self, root: str | Path | None = None):
         self.root = Path(root or os.environ.get("KINEMIC_CACHE") or ROOT / ".cache" / "kinemic")
+        self._loads_only = False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".write-{os.getpid()}"
@@ -128,6 +134,15 @@ class Store:
             raise ValueError(
                 f"{self.root}: cannot be written ({error.strerror}); set KINEMIC_CACHE to a folder of your own"
             ) from None
+
+    @contextmanager
+    def loading_only(self) -> Iterator[None]:
+        """Within this context `run` raises `Missing` instead of computing: tells what is still to be done."""
+        self._loads_only = True
+        try:
+            yield
+        finally:
+            self._loads_only = False
 
     def run(
         self,
@@ -152,6 +167,8 @@ class Store:
         folder = self.root / step / key
         if (folder / "manifest.json").is_file():
             return Artefact(folder, key)
+        if self._loads_only:
+            raise Missing(f"{step} {key}")
         from filelock import FileLock
 
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -10,15 +10,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
+import joblib
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from kinemic import har, metrics, motion, train
 from kinemic import world as embedded
-from kinemic.artefacts import ROOT, Artefact, Store, code_of
+from kinemic.artefacts import ROOT, Artefact, Missing, Store, code_of
 from kinemic.config import Experiment
 from kinemic.data import Clip, entries, few_shot, read_humanml3d, read_ntu_vibe, subject_disjoint, write_humanml3d
 from kinemic.denoiser import Denoiser
@@ -117,6 +120,21 @@ def _folder_artefact(folder: Path) -> Artefact:
     return Artefact(folder, digest.hexdigest()[:16])
 
 
+@lru_cache(maxsize=1)
+def _lab_of_worker(experiment: Experiment, root: Path) -> Lab:
+    """A process that computes for `Lab.each` reads the data once."""
+    return Lab(experiment, Store(root), progress=False)
+
+
+def _compute(experiment: Experiment, root: Path, verb: str, arguments: Mapping[str, Any]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # also where joblib finds a single job and runs it in the calling process
+    try:
+        getattr(_lab_of_worker(experiment, root), verb)(**arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Lab:
     """One experiment at work.
 
@@ -139,6 +157,35 @@ class Lab:
         if not available[wanted]:
             raise ValueError(f"device {wanted!r} is not available to this PyTorch: use device 'auto' or 'cpu'")
         return wanted
+
+    def each(self, verb: str, calls: Sequence[Mapping[str, Any]]) -> list:
+        """Results of `adapt`, `synthesize` or `evaluate` for several sets of arguments, in their order.
+
+        What the store lacks is computed first. On CPU that is done side by side, a process per core with one thread
+        each: models of this size gain little from a second thread, and results do not depend on the number of cores.
+        On a GPU the calls go one after the other. What was finished before an error is kept.
+
+        Args:
+            verb: name of the method.
+            calls: its arguments, by name.
+        """
+        lacking = []
+        with self.store.loading_only():
+            for arguments in calls:
+                try:
+                    getattr(self, verb)(**arguments)
+                except Missing:
+                    lacking.append(arguments)
+        if lacking and self.device == "cpu":
+            # what all of them read is made here, with all threads and its own progress bar
+            _ = self.data if verb == "evaluate" else (self.prior, self.source_stream)
+            jobs = (joblib.delayed(_compute)(self.cfg, self.store.root, verb, arguments) for arguments in lacking)
+            processes = min(joblib.cpu_count(), len(lacking))
+            with joblib.parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
+                done = joblib.Parallel(return_as="generator_unordered", max_nbytes=None)(jobs)
+                for _ in tqdm(done, desc=verb, total=len(lacking), disable=not self.progress, leave=False):
+                    pass
+        return [getattr(self, verb)(**arguments) for arguments in calls]
 
     # --- prepare ----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from kinemic import data, motion
 from kinemic.artefacts import Store
@@ -73,6 +75,30 @@ def test_a_second_lab_loads_everything_and_computes_nothing(lab, chain, store, m
     assert np.array_equal(first["predictions"], second["predictions"])
     with pytest.raises(AssertionError, match="computed again"):
         again.adapt(0, method="naive")
+
+
+def test_each_computes_only_what_lacks_and_keeps_the_order(lab, store, chain, monkeypatch):
+    calls = [{"draw": 1, "method": "naive"}, {"draw": 0}, {"draw": 0, "method": "naive"}]
+    made = lab.each("adapt", calls)
+    assert made[1].key == chain[0].key and len({a.key for a in made}) == 3
+    assert [a.manifest["settings"]["draw"] for a in made] == [1, 0, 0]
+    # a process with one thread does what this process with one thread does
+    fresh = Lab(experiment(), Store(store.root.with_name("alone")), progress=False)
+    with monkeypatch.context() as patched:
+        patched.setattr("kinemic.pipeline.joblib.cpu_count", lambda: 1)
+        alone = fresh.each("adapt", calls[:1])[0]
+    ours, theirs = (load_file(a.folder / "generator" / "model.safetensors") for a in (made[0], alone))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("kinemic.pipeline.joblib.Parallel", refuse)
+    assert [a.key for a in lab.each("adapt", calls)] == [a.key for a in made]
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="text"):  # an error in another process arrives as itself
+        lab.each("adapt", [{"draw": 0, "condition": "words"}])
+    assert lab.each("adapt", calls)[2].key == made[2].key  # and the store computes again
 
 
 def test_draws_differ_and_repeat(lab):
