@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 
 from kinemic._torchvision import ensure_torchvision
 
-__all__ = ["LORA_TARGETS", "Denoiser", "add_lora", "merge_lora", "trainable_parameters"]
+__all__ = ["LORA_TARGETS", "Denoiser", "adapter_of", "add_lora", "merge_lora", "trainable_parameters"]
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 LORA_TARGETS = (*ATTENTION, "linear1", "linear2", "input_proj", "output_proj", "time_mlp.0", "time_mlp.2")
@@ -210,6 +212,25 @@ def add_lora(model: Denoiser, *, rank: int = 16, alpha: float = 32, dropout: flo
     if model.embed_action is not None:
         model.embed_action.requires_grad_(True)
     return model
+
+
+def adapter_of(model: Denoiser) -> tuple[Any, dict[str, Tensor]]:
+    """Adapters of a denoiser as `peft` would save them, before they are merged.
+
+    Returns:
+        `peft.LoraConfig`, and copies of the weights under the names that `peft.PeftModel` gives them. The action table
+        is among them, as a module that is saved whole.
+    """
+    ensure_torchvision()
+    from peft import get_peft_model_state_dict
+
+    config = copy(model.peft_config["default"])
+    config.inference_mode = True
+    weights = get_peft_model_state_dict(model)
+    if model.embed_action is not None:
+        config.modules_to_save = ["embed_action"]
+        weights["embed_action.weight"] = model.embed_action.weight
+    return config, {f"base_model.model.{k}": v.detach().cpu().clone() for k, v in weights.items()}
 
 
 def merge_lora(model: Denoiser) -> Denoiser:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from tqdm.auto import tqdm
 
 from kinemic import motion
 from kinemic.data import collate, crop_to_unit
-from kinemic.denoiser import Denoiser, add_lora, merge_lora, trainable_parameters
+from kinemic.denoiser import Denoiser, adapter_of, add_lora, merge_lora, trainable_parameters
 from kinemic.diffusion import Diffusion, masked_mse, nearest_timestep
 from kinemic.mining import MIC, MemoryBank, best_window, gather_window, soft_nearest_neighbour_loss, window_weight
 from kinemic.retrieval import sample_partners
@@ -358,12 +359,14 @@ class Adapted:
         mic: the mining module; None where nothing was mined.
         log: training log.
         windows: rows of (step, source clip, first frame, frames, target clip, weight), one per window trained on.
+        adapter: what was merged into the model, see `denoiser.adapter_of`; None where all weights were tuned.
     """
 
     model: Denoiser
     mic: MIC | None
     log: list[dict[str, float]]
     windows: np.ndarray
+    adapter: tuple[Any, dict[str, Tensor]] | None = None
 
 
 def adapt(
@@ -423,6 +426,7 @@ def adapt(
         source: source clips; needed by 'kinemic' only.
         lists: per shot, the soft positives of each of its captions (rows of `source`).
         method: 'kinemic' uses both streams; 'naive' only the shots; 'scratch' the shots and random initial weights.
+        action_lr: of the action table; 0 = lr, as in the reference implementation.
         window, window_weight_rule, pairs, condition, ...: named alternatives, see `config.AdaptSettings`. Defaults are
             the method with the defects of the reference implementation repaired.
         checkpoint: file for resumption, or None.
@@ -456,7 +460,10 @@ def adapt(
     ours = Diffusion(num_timesteps) if num_timesteps else diffusion
     groups = [
         {"params": [p for n, p in trainable_parameters(student) if not n.startswith("embed_action")], "lr": lr},
-        {"params": [p for n, p in trainable_parameters(student) if n.startswith("embed_action")], "lr": action_lr},
+        {
+            "params": [p for n, p in trainable_parameters(student) if n.startswith("embed_action")],
+            "lr": action_lr or lr,
+        },
     ]
     modules: dict[str, nn.Module] = {"student": student}
     mic = memory = None
@@ -631,9 +638,12 @@ def adapt(
         progress=progress,
     )
     windows = np.concatenate(mined) if mined else np.zeros((0, 6), np.float32)
+    adapter = None
     if tuning == "lora":
+        adapter = adapter_of(student)
         merge_lora(student)
-    return Adapted(student.eval().requires_grad_(False), mic.eval() if mic is not None else None, run.log, windows)
+    mic = mic.eval() if mic is not None else None
+    return Adapted(student.eval().requires_grad_(False), mic, run.log, windows, adapter)
 
 
 @torch.no_grad()
