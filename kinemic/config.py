@@ -47,7 +47,7 @@ class DataSettings(Section):
     split: str = "fewshot/S0000/xsub/train"  # list of an NTU-VIBE folder that holds the shots
     min_frames: Count = 40
     max_frames: Count = 200
-    retarget: bool = True  # NTU-VIBE clips get the reference bones; the released vectors keep each performer's own
+    retarget: bool = True  # clips estimated from video get the reference bones; False keeps each performer's own
     limit: Natural = 0  # read only the first clips of a source folder; 0 = all
 
 

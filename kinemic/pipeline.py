@@ -206,13 +206,13 @@ class Lab:
         """The embedded world as two data folders, `source` and `target`."""
 
         def compute(folder: Path) -> dict:
-            made = embedded.make_world(**self.cfg.world.model_dump())
+            made = embedded.make_world(**self.cfg.world.model_dump(), retarget=self.cfg.data.retarget)
             fitted = motion.Normalizer.fit([c.features for c in made.source])
             write_humanml3d(folder / "source", {"train": made.source}, fitted)
             write_humanml3d(folder / "target", {"pool": made.pool, "test": made.test}, fitted)
             return {"source clips": len(made.source), "pool": len(made.pool), "test": len(made.test)}
 
-        settings = self.cfg.world.model_dump() | {"version": embedded.VERSION}
+        settings = self.cfg.world.model_dump() | {"version": embedded.VERSION, "retarget": self.cfg.data.retarget}
         return self.store.run("world", settings, compute, modules=PREPARE)
 
     @cached_property

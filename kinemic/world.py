@@ -20,7 +20,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from kinemic.acting import PRIMITIVES, Actor, perform, stage, turned
 from kinemic.data import Caption, Clip, Segment
-from kinemic.motion import BONE_LENGTHS, FPS
+from kinemic.motion import BONE_LENGTHS, FPS, PARENTS
+from kinemic.motion import retarget as with_bones
 
 __all__ = ["CLASSES", "PRIMITIVES", "VERSION", "World", "as_from_video", "make_world", "perform"]
 
@@ -251,7 +252,7 @@ def as_from_video(joints, rng):
     return joints
 
 
-def _target_clip(domain, name, index, seed, actors):
+def _target_clip(domain, name, index, seed, actors, retarget):
     rng = np.random.default_rng([seed, 2 + domain, list(CLASSES).index(name), index])
     actor = _today(actors[index % len(actors)], rng, _SPREAD)
     for _ in range(40):
@@ -262,11 +263,14 @@ def _target_clip(domain, name, index, seed, actors):
         if 19 <= len(joints) <= 61:
             break
     joints = as_from_video(joints[:61], rng)
+    if not retarget:  # estimators of bodies hold their bones constant over a clip, as in its first frame
+        joints = with_bones(joints, joints[0] - joints[0, np.maximum(PARENTS, 0)])
     prefix = "pool" if domain == _POOL else "test"
     return Clip.from_joints(
         f"{prefix}_{name.replace(' ', '-')}_{index:03d}",
         joints,
         FPS,
+        retarget=retarget,
         floor="lowest",
         action=name,
         captions=tuple(Caption(text) for text in CLASSES[name]),
@@ -274,7 +278,7 @@ def _target_clip(domain, name, index, seed, actors):
     )
 
 
-def make_world(source_clips=1200, pool_clips=30, test_clips=60, seed=0):
+def make_world(source_clips=1200, pool_clips=30, test_clips=60, seed=0, *, retarget=True):
     """Make the corpus.
 
     Every clip has a random stream of its own: clip i of a set does not depend on how many clips are asked for.
@@ -284,6 +288,7 @@ def make_world(source_clips=1200, pool_clips=30, test_clips=60, seed=0):
         pool_clips: target clips of each class for the few-shot pool, at least 1.
         test_clips: target clips of each class for the test, by other subjects than the pool, at least 1.
         seed: non-negative whole number.
+        retarget: give target clips the reference bones; False keeps the bones that the estimate has in frame 0.
 
     Returns:
         `World`.
@@ -302,7 +307,7 @@ def make_world(source_clips=1200, pool_clips=30, test_clips=60, seed=0):
     actors = {d: [_actor(d, i, seed) for i in range(count)] for d, (_, count) in _SUBJECTS.items()}
     source = [_source_clip(i, seed, actors[_SOURCE]) for i in range(source_clips)]
     pool, test = (
-        [_target_clip(d, name, i, seed, actors[d]) for name in CLASSES for i in range(count)]
+        [_target_clip(d, name, i, seed, actors[d], retarget) for name in CLASSES for i in range(count)]
         for d, count in ((_POOL, pool_clips), (_TEST, test_clips))
     )
     return World(source, pool, test, tuple(CLASSES), dict(CLASSES))
