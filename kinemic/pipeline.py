@@ -695,7 +695,8 @@ class Lab:
     def referee(self) -> har.Classifier:
         """Classifier trained on every pool clip: it judges synthetic motion and gives the features of distances.
 
-        Placement and budget are the corrected ones whatever the experiment takes, so that one judge sees everything.
+        Placement and budget are the corrected ones whatever the experiment takes: a judge must not change with what it
+        judges.
         """
         judge = self.cfg.har.model_copy(update={"scheme": "root", "budget": "updates"})
         settings = {"har": judge.model_dump(exclude={"report"}), "code": code_of(Lab._classifier)}

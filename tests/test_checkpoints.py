@@ -235,10 +235,16 @@ def test_truncated_foreign_and_harmful_files_are_one_line(tmp_path, small_state)
         with pytest.raises(ValueError, match=r"model000750000\.pt: .*fetch it again") as caught:
             load_mdm(path)
         assert "\n" not in str(caught.value)
-    torch.save({"model": small_state, "more": Opens(str(tmp_path / "made"))}, path)
-    with pytest.raises(ValueError, match="pickled code, which is refused") as caught:
+    torch.save(small_state, path, _use_new_zipfile_serialization=False)  # the format before torch 1.6
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="fetch it again"):
         load_mdm(path)
-    assert "\n" not in str(caught.value) and not (tmp_path / "made").exists()
+    harmful = {"model": small_state, "more": Opens(str(tmp_path / "made"))}
+    for new in (True, False):
+        torch.save(harmful, path, _use_new_zipfile_serialization=new)
+        with pytest.raises(ValueError, match="pickled code, which is refused") as caught:
+            load_mdm(path)
+        assert "\n" not in str(caught.value) and not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize(("args", "said"), [
