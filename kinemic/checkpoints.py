@@ -305,6 +305,7 @@ def generator_card(
     source: str,
     target: str,
     settings: Mapping[str, Any],
+    simulated: bool,
     adapter: bool,
 ) -> str:
     """Model card of an adapted generator, Markdown with the front matter that model hubs read.
@@ -316,13 +317,13 @@ def generator_card(
         encoder: of the captions.
         source, target: 'embedded', or names of data folders.
         settings: of the adaptation.
+        simulated: does everything, the prior included, come from the embedded world?
         adapter: are there adapters, or were all weights changed?
     """
-    simulated = source == target == "embedded"
     licence = (
         "MIT: prior and data are simulations made by this package, from no recording of a person."
         if simulated
-        else "The terms of the data hold for the weights too: read those of the source and the target before sharing. "
+        else "The terms of the data hold for the weights too: read those of prior, source and target before sharing. "
         "HumanML3D (AMASS) and NTU RGB+D 120 allow non-commercial research only and no redistribution of their data."
     )
     files = (
@@ -332,7 +333,6 @@ def generator_card(
         if adapter
         else "All weights were tuned, so there is no adapter; the folder `generator` holds the whole model."
     )
-    data = "the embedded world (simulated)" if simulated else f"source {source}, target {target}"
     values = "\n".join(f"| {k} | {v} |" for k, v in settings.items())
     names = "\n".join(f"| {i} | {name} |" for i, name in enumerate(classes))
     return f"""---
@@ -349,7 +349,7 @@ It draws motions of 22 joints at 20 frames per second, as 263 features per frame
 |---|---|
 | base prior | {prior} |
 | text encoder | {encoder} |
-| data | {data} |
+| data | source {source}, target {target} |
 | shots | {shots} per class, {shots * len(classes)} in all |
 
 {files}

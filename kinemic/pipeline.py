@@ -454,11 +454,15 @@ class Lab:
         cfg = self.cfg
         name = Path(cfg.pretrain.checkpoint).name if cfg.pretrain.checkpoint else "trained on the source"
         made_from = f"{name} (key {self.prior.key})"
+        # a checkpoint that does not name the world it was trained on may come from anywhere
+        known = (self.prior.folder / "manifest.json").is_file() and "world" in self.prior.manifest
+        simulated = cfg.source == cfg.target == "embedded" and (known or not cfg.pretrain.checkpoint)
         if options.method == "scratch":
             made_from = "none: trained from random weights"
         return checkpoints.generator_card(
             classes=self.data.classes, shots=cfg.shots, prior=made_from, encoder=self.text.encoder.name,
-            source=Path(cfg.source).name, target=Path(cfg.target).name, settings=options.model_dump(), adapter=adapter,
+            source=Path(cfg.source).name, target=Path(cfg.target).name, settings=options.model_dump(),
+            simulated=simulated, adapter=adapter,
         )  # fmt: skip
 
     # --- mine -------------------------------------------------------------------------------------------------------

@@ -283,7 +283,7 @@ def store(tmp_path_factory):
 
 
 def lab_with(store, path, **sections):
-    settings = {**TINY, **sections, "pretrain": {"checkpoint": str(path)}}
+    settings = {**TINY, **sections, "pretrain": {"checkpoint": path and str(path), "steps": 3}}
     return Lab(Experiment.load("smoke", settings=settings), store, progress=False)
 
 
@@ -412,14 +412,16 @@ def test_an_adaptation_leaves_its_adapter_with_a_card(store, published):
         torch.testing.assert_close(found, merged(x, t, **inputs), atol=1e-6, rtol=1e-5)
     card = (made.folder / "adapter" / "README.md").read_text()
     assert all(f"| {i} | {name} |" in card for i, name in enumerate(lab.data.classes))
-    for word in ("license: mit", "library_name: peft", "2 per class", "minilm", "| rank | 2 |", "Intended use",
-                 "Limits", published.name, lab.prior.key):  # fmt: skip
+    for word in ("license: other", "non-commercial", "library_name: peft", "2 per class", "minilm", "| rank | 2 |",
+                 "Intended use", "Limits", published.name, lab.prior.key):  # fmt: skip
         assert word in card
     assert str(published.parent) not in card
     assert str(published.parent) not in (made.folder / "adapter" / "adapter_config.json").read_text()
 
 
-def test_full_tuning_has_no_adapter_and_its_card_says_so(store, published):
+def test_cards_tell_full_tuning_and_terms(store, published):
     made = lab_with(store, published).adapt(0, tuning="full", method="naive")
     assert not (made.folder / "adapter").exists()
+    own = lab_with(store, None).adapt(0, method="naive")  # everything simulated: only then are the terms ours
+    assert "license: mit" in (own.folder / "adapter" / "README.md").read_text()
     assert "there is no adapter" in (made.folder / "generator" / "README.md").read_text()
