@@ -316,11 +316,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _manifest(run: Run, status: str, **more: Any) -> dict[str, Any]:
-    return {
+    known = {
         "notebook": run.notebook.name, "key": run.key, "scale": run.experiment.edition, "parameters": run.parameters,
         "settings": run.experiment.record(), "status": status, "seconds": None, "worker": None, "metrics": {},
-        "error": None, "traceback": [], **environment(), "made": datetime.now(UTC).isoformat(timespec="seconds"), **more,
+        "error": None, "traceback": [], "made": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
+    return known | environment() | more
 
 
 def table(runs: Sequence[Run], manifests: Sequence[Mapping[str, Any]]):
@@ -355,8 +356,8 @@ def work(job: dict[str, Any]) -> None:
     worker = get_worker()
     task = worker.get_current_task()
     cores = os.environ.get("OMP_NUM_THREADS", "1")
-    env = {"LOKY_MAX_CPU_COUNT": cores, "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false",
-           "JUPYTER_PREFER_ENV_PATH": "1"} | os.environ | {"OMP_NUM_THREADS": cores, "KINEMIC_CACHE": job["store"]}  # fmt: skip
+    usual = {"LOKY_MAX_CPU_COUNT": cores, "JUPYTER_PREFER_ENV_PATH": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env = usual | os.environ | {"OMP_NUM_THREADS": cores, "PYTHONHASHSEED": "0", "KINEMIC_CACHE": job["store"]}
     env.pop("MPLBACKEND", None)  # it would replace the notebook's own
     with tempfile.TemporaryFile() as said:
         runner = subprocess.Popen(
@@ -442,12 +443,13 @@ def _execute(run: Run, folder: Path) -> tuple[str | None, list[str]]:
     logging.basicConfig(filename=folder / "log.txt", filemode="w", level=logging.INFO, format="%(message)s", force=True)
     with tempfile.TemporaryDirectory(prefix="kinemic-") as scratch:
         # Kernels that start side by side would race for TCP ports and for one profile.
-        os.environ |= {"IPYTHONDIR": f"{scratch}/ipython", "JUPYTER_RUNTIME_DIR": scratch}
+        os.environ["IPYTHONDIR"] = f"{scratch}/ipython"
+        channel = {"transport": "ipc", "connection_file": f"{scratch}/kernel.json"}
         try:
             papermill.execute_notebook(
                 str(run.notebook), str(folder / "notebook.partial.ipynb"), {"scale": run.scale, **run.nested},
                 cwd=str(run.notebook.parent), kernel_name="python3", progress_bar=False, log_output=True,
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                config=Config({"KernelManager": channel}),
             )  # fmt: skip
         except PapermillExecutionError as error:
             said = next((line.strip() for line in strip_color(error.evalue).splitlines() if line.strip()), "")

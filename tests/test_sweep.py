@@ -76,7 +76,7 @@ class Place:
         return {p.parent.name: json.loads(p.read_text()) for p in self.store.root.glob("sweeps/tiny/*/manifest.json")}
 
 
-def until(condition, process=None, seconds=60):
+def until(condition, process=None, seconds=300):
     """Wait for another process; the limit only keeps a broken test from hanging."""
     end = time.monotonic() + seconds
     while not condition():
@@ -100,7 +100,7 @@ def swept(tmp_path_factory):
             worker.kill()
             until(lambda: not any(psutil.pid_exists(pid) for pid in (kernel, helper, runner.pid)))
             (place.folder / "go").touch()
-            place.said, place.errors = caller.communicate(timeout=90)
+            place.said, place.errors = caller.communicate(timeout=300)
         finally:
             caller.kill()
         place.code, place.victim = caller.returncode, shots
@@ -177,7 +177,7 @@ def test_ctrl_c_stops_kernels_and_says_how_to_go_on(place):
         until(lambda: place.log("START"), caller)
         ((_, *pids),) = place.log("START")
         os.killpg(caller.pid, signal.SIGINT)  # as a terminal does: to the caller and to its workers
-        _, err = caller.communicate(timeout=60)
+        _, err = caller.communicate(timeout=300)
     finally:
         caller.kill()
     assert caller.returncode == 130
@@ -196,7 +196,7 @@ def test_two_sweeps_at_the_same_time_share_a_run(place):
         runner.stdin.write(json.dumps(job).encode() + b"\n")
         runner.stdin.flush()
     (place.folder / "go").touch()
-    assert [runner.wait(60) for runner in runners] == [0, 0]
+    assert [runner.wait(300) for runner in runners] == [0, 0]
     for runner in runners:
         runner.stdin.close()
     assert len(place.log("START")) == len(place.log("END")) == 1
@@ -219,7 +219,8 @@ def test_a_key_follows_code_and_settings_but_not_prose(place):
 
 
 def test_nested_and_dotted_names_are_the_same(place):
-    nested = place.words("nested", fixed={"settings": {"adapt": {"steps": 3}}}, grid={"settings": {"har": {"seeds": [1, 2]}}})
+    inner = {"fixed": {"settings": {"adapt": {"steps": 3}}}, "grid": {"settings": {"har": {"seeds": [1, 2]}}}}
+    nested = place.words("nested", **inner)
     dotted = place.words("dotted", fixed={"settings.adapt.steps": 3}, grid={"settings.har.seeds": [1, 2]})
     keys = [[run.key for run in sweep.plan(place.notebook, sweep.Grid.read(words[-1]))] for words in (nested, dotted)]
     assert keys[0] == keys[1] and len(set(keys[0])) == 2
@@ -254,7 +255,8 @@ def test_a_bad_grid_is_one_line_and_nothing_runs(place, capsys, content, said):
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("grid: [1", "not valid YAML"), ("- 1", "expected a mapping"), ("", "expected a mapping"), (None, "no such grid file"),
+    ("grid: [1", "not valid YAML"), ("- 1", "expected a mapping"), ("", "expected a mapping"),
+    (None, "no such grid file"),
 ])  # fmt: skip
 def test_a_file_that_is_no_grid_is_one_line(place, capsys, text, said):
     words = place.words(grid={"shots": [1]})
