@@ -73,7 +73,7 @@ def _sweep(args: argparse.Namespace) -> int:
         made = sweep.sweep(runs, store, args.scheduler, args.workers)
     except KeyboardInterrupt:
         finished = sum(sweep.manifest_of(run, store).get("status") == "finished" for run in runs)
-        print(f"\ninterrupted: {finished} of {len(runs)} runs are finished, the same command resumes", file=sys.stderr)
+        print(f"interrupted: {finished} of {len(runs)} runs are finished, the same command resumes", file=sys.stderr)
         return 130
     frame = sweep.table(runs, made)
     path = store.root / runs[0].folder.parent / f"{grid.path.stem}.csv"

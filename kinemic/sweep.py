@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ class Run:
         package = Path(__file__).parent
         names = {".".join(p.relative_to(package).with_suffix("").parts) for p in package.rglob("*.py")}
         modules = {name.removesuffix(".__init__") for name in names - {"__init__", "cli", "sweep"}}
-        code = [cell["source"] for cell in _read_notebook(self.notebook).cells if cell["cell_type"] == "code"]
+        code = ["".join(cell["source"]) for cell in _code_cells(self.notebook)]
         return fingerprint([code, self.experiment.model_dump(), source_hash(*sorted(modules))])
 
     @property
@@ -181,15 +182,13 @@ class Run:
         return ", ".join(f"{name.removeprefix('settings.')}={value}" for name, value in self.varied.items())
 
 
-def _read_notebook(path: Path) -> Any:
-    import nbformat
-
+def _code_cells(path: Path) -> list[dict[str, Any]]:
     try:
-        return nbformat.read(path, as_version=4)
+        return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such notebook") from None
-    except Exception as error:  # nbformat raises its own, json's and decoding errors
-        raise ValueError(f"{path}: not a notebook ({str(error).splitlines()[0]:.80})") from None
+    except (ValueError, KeyError, TypeError):  # not text, not JSON, not of this shape
+        raise ValueError(f"{path}: not a notebook of format 4") from None
 
 
 def plan(notebook: str | Path, grid: Grid) -> list[Run]:
@@ -201,7 +200,7 @@ def plan(notebook: str | Path, grid: Grid) -> list[Run]:
         FileNotFoundError, ValueError: no notebook, or a combination that is no experiment; one line that names it.
     """
     notebook = Path(notebook).resolve()
-    if not any("parameters" in cell.metadata.get("tags", []) for cell in _read_notebook(notebook).cells):
+    if not any("parameters" in cell["metadata"].get("tags", []) for cell in _code_cells(notebook)):
         raise ValueError(f"{notebook.name}: no cell is tagged 'parameters', so a grid cannot reach it")
     runs: dict[str, Run] = {}
     for point in grid.points():
@@ -251,15 +250,21 @@ def _client(scheduler: str, workers: int):
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # lost workers are reported by run, not by log lines
     with contextlib.ExitStack() as stack:
         if scheduler == "local":
-            scheduler = stack.enter_context(
-                LocalCluster(
+            # A terminal sends Ctrl-C to workers too. Blocked here, it stays blocked in them, also in replaced ones; the
+            # tracker is started first because starting it unblocks.
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                cluster = LocalCluster(
                     n_workers=workers,
                     threads_per_worker=1,
                     memory_limit=0,  # the memory is used by kernels, which Dask does not see
                     dashboard_address=None,
                     silence_logs=logging.CRITICAL,
                 )
-            )
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            scheduler = stack.enter_context(cluster)
         try:
             client = Client(scheduler, timeout=CONNECT_SECONDS)
         except (OSError, ValueError) as error:
@@ -363,7 +368,7 @@ def work(job: dict[str, Any]) -> None:
         runner = subprocess.Popen(
             [sys.executable, "-m", "kinemic.sweep"],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said, env=env,
-            start_new_session=True,  # Ctrl-C reaches the caller only, and the runner can end its whole group
+            start_new_session=True,  # so that the runner can end its whole group
         )  # fmt: skip
         runner.stdin.write(json.dumps(job | {"worker": worker.address}).encode() + b"\n")
         runner.stdin.flush()
@@ -461,6 +466,7 @@ def _execute(run: Run, folder: Path) -> tuple[str | None, list[str]]:
 
 
 if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # else kernels inherit the block
     # Two runners of one run may start together, so all they say goes to the worker until the lock is theirs.
     given = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_the_worker, daemon=True).start()
