@@ -247,7 +247,7 @@ def sweep(runs: Sequence[Run], store: Store, scheduler: str = "local", workers: 
 def _client(scheduler: str, workers: int):
     from distributed import Client, LocalCluster
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # lost workers are reported by run, not by log lines
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what is lost is reported by run
     with contextlib.ExitStack() as stack:
         if scheduler == "local":
             # A terminal sends Ctrl-C to workers too. Blocked here, it stays blocked in them, also in replaced ones; the
@@ -267,7 +267,7 @@ def _client(scheduler: str, workers: int):
             scheduler = stack.enter_context(cluster)
         try:
             client = Client(scheduler, timeout=CONNECT_SECONDS)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # another protocol's answer may fail as anything, even as a lack of memory
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"--scheduler {scheduler}: no Dask scheduler answers there ({said})") from None
         yield stack.enter_context(client)
@@ -309,7 +309,7 @@ def _note_lost(run: Run, store: Store, future: Any) -> None:
     if isinstance(error, KilledWorker):
         cause = "every worker that tried it died, perhaps for lack of memory"
     else:
-        cause = _first_line(error) if error else f"the scheduler gave it up ({future.status})"
+        cause = _first_line(error) if error else "the scheduler was lost or gave it up"
     folder = store.root / run.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "manifest.json", _manifest(run, "failed", error=cause))
@@ -338,7 +338,7 @@ def table(runs: Sequence[Run], manifests: Sequence[Mapping[str, Any]]):
     import pandas as pd
 
     rows = [
-        {"run": run.key[:8], "status": made.get("status", "not run"), "seconds": made.get("seconds")}
+        {"run": run.key[:8], "status": made.get("status", "not run"), "seconds": made.get("seconds") or float("nan")}
         | {name.removeprefix("settings."): value for name, value in run.varied.items()}
         | {name: metric["value"] for name, metric in made.get("metrics", {}).items()}
         | {"error": made.get("error")}
@@ -356,7 +356,7 @@ def work(job: dict[str, Any]) -> None:
 
     A run gets one core; `OMP_NUM_THREADS` in the worker's environment gives it more.
     """
-    from distributed import get_worker
+    from distributed import Status, get_worker
 
     worker = get_worker()
     task = worker.get_current_task()
@@ -378,7 +378,8 @@ def work(job: dict[str, Any]) -> None:
                 break
             except subprocess.TimeoutExpired:
                 state = worker.state.tasks.get(task)
-                if state is None or state.state == "cancelled":
+                unwanted = state is None or state.state == "cancelled"
+                if unwanted or worker.status in (Status.closing, Status.closed, Status.failed):
                     runner.stdin.close()
                     runner.wait()
                     return

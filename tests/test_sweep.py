@@ -1,11 +1,14 @@
 """Sweeps: what a grid may say, runs that are found again, and a real cluster whose worker is killed."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -289,6 +292,22 @@ def test_a_scheduler_that_does_not_answer_is_one_line(place, capsys, monkeypatch
     err = capsys.readouterr().err
     assert err.splitlines()[-1].startswith(f"kinemic: --scheduler {address}: no Dask scheduler answers there")
     assert err.count("\n") == 2 and "tiny.ipynb: 1 to be finished" in err
+
+
+def test_another_server_at_the_address_is_one_line(place, capsys):
+    def answer(listening):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=answer, args=(listening,), daemon=True).start()
+        address = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
+        assert cli.main([*place.words(grid={"shots": [1]}), "--scheduler", address]) == 2
+        listening.shutdown(socket.SHUT_RDWR)
+    err = capsys.readouterr().err
+    assert f"--scheduler {address}: no Dask scheduler answers there" in err and err.count("\n") == 2
 
 
 @pytest.mark.parametrize("words", [[], ["sweep"], ["dance"], ["sweep", "a.ipynb", "--grid", "g", "--workers", "0"]])
