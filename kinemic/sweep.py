@@ -39,7 +39,7 @@ from tqdm import tqdm
 from kinemic.artefacts import Store, environment, fingerprint, load_manifest, source_hash, write_json
 from kinemic.config import Experiment
 
-__all__ = ["Grid", "Run", "plan", "sweep", "table"]
+__all__ = ["Grid", "Run", "manifest_of", "plan", "sweep", "table"]
 
 CONNECT_SECONDS = 8  # in which a scheduler must answer
 NAME = re.compile(r"settings\.\w+\.\w+|(?!settings$)\w+")
@@ -236,11 +236,15 @@ def sweep(runs: Sequence[Run], store: Store, scheduler: str = "local", workers: 
         ValueError: no scheduler answers at the address.
         KeyboardInterrupt: after the runs under way were stopped; finished ones are kept.
     """
-    todo = [run for run in runs if manifest_of(run, store).get("status") != "finished"]
+    made = {run.key: manifest_of(run, store) for run in runs}
+    todo = [run for run in runs if made[run.key].get("status") != "finished"]
     if todo:
-        with _client(scheduler, min(workers or os.cpu_count() or 1, len(todo))) as client:
-            _drive(client, todo, store, tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", disable=None))
-    return [manifest_of(run, store) for run in runs]
+        with (
+            _client(scheduler, min(workers or os.cpu_count() or 1, len(todo))) as client,
+            tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", disable=None) as bar,
+        ):
+            made |= _drive(client, todo, store, bar)
+    return [made[run.key] for run in runs]
 
 
 @contextlib.contextmanager
@@ -273,7 +277,7 @@ def _client(scheduler: str, workers: int):
         yield stack.enter_context(client)
 
 
-def _drive(client: Any, todo: list[Run], store: Store, bar: tqdm) -> None:
+def _drive(client: Any, todo: list[Run], store: Store, bar: tqdm) -> dict[str, dict]:
     from distributed import as_completed
 
     token = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"  # two sweeps must not share tasks, only folders
@@ -281,30 +285,30 @@ def _drive(client: Any, todo: list[Run], store: Store, bar: tqdm) -> None:
     for run in todo:
         job = {
             "notebook": str(run.notebook), "scale": run.scale, "parameters": run.parameters, "key": run.key,
-            "store": str(store.root.resolve()),
+            "store": str(store.root.resolve()), "folder": str(store.root.resolve() / run.folder),
         }  # fmt: skip
         futures[client.submit(work, job, key=f"{run.notebook.stem}-{run.key}-{token}", pure=False)] = run
-    failed = 0
+    made: dict[str, dict] = {}
     try:
         for future in as_completed(futures):
             run = futures[future]
-            if future.status != "finished":
-                _note_lost(run, store, future)
-            failed += manifest_of(run, store).get("status") != "finished"
-            bar.set_postfix(failed=failed)
+            # The answer, not the file: a network disk may show the file only later.
+            made[run.key] = (future.result() if future.status == "finished" else None) or _lost(run, store, future)
+            bar.set_postfix(failed=sum(manifest["status"] != "finished" for manifest in made.values()))
             bar.update()
     finally:
         # Workers see this within a second and stop what they run; without it closing a cluster would wait for them.
         client.cancel(list(futures), force=True)
-        bar.close()
+    return made
 
 
-def _note_lost(run: Run, store: Store, future: Any) -> None:
-    """Manifest of a run that ended without writing one, unless it had finished and only the answer was lost."""
+def _lost(run: Run, store: Store, future: Any) -> dict[str, Any]:
+    """Manifest of a run that gave no answer: written here, unless it had finished and only the answer was lost."""
     from distributed.scheduler import KilledWorker
 
-    if manifest_of(run, store).get("status") == "finished":
-        return
+    found = manifest_of(run, store)
+    if found.get("status") == "finished":
+        return found
     error = future.exception() if future.status == "error" else None
     if isinstance(error, KilledWorker):
         cause = "every worker that tried it died, perhaps for lack of memory"
@@ -312,7 +316,9 @@ def _note_lost(run: Run, store: Store, future: Any) -> None:
         cause = _first_line(error) if error else "the scheduler was lost or gave it up"
     folder = store.root / run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "manifest.json", _manifest(run, "failed", error=cause))
+    made = _manifest(run, "failed", error=cause)
+    write_json(folder / "manifest.json", made)
+    return made
 
 
 def _first_line(error: BaseException) -> str:
@@ -338,10 +344,10 @@ def table(runs: Sequence[Run], manifests: Sequence[Mapping[str, Any]]):
     import pandas as pd
 
     rows = [
-        {"run": run.key[:8], "status": made.get("status", "not run"), "seconds": made.get("seconds") or float("nan")}
+        {"run": run.key[:8], "status": made["status"], "seconds": made["seconds"] or float("nan")}
         | {name.removeprefix("settings."): value for name, value in run.varied.items()}
-        | {name: metric["value"] for name, metric in made.get("metrics", {}).items()}
-        | {"error": made.get("error")}
+        | {name: metric["value"] for name, metric in made["metrics"].items()}
+        | {"error": made["error"]}
         for run, made in zip(runs, manifests, strict=True)
     ]
     frame = pd.DataFrame(rows)
@@ -351,8 +357,8 @@ def table(runs: Sequence[Run], manifests: Sequence[Mapping[str, Any]]):
 # --- the worker -------------------------------------------------------------------------------------------------------
 
 
-def work(job: dict[str, Any]) -> None:
-    """Task of a Dask worker: one runner, from start to end.
+def work(job: dict[str, Any]) -> dict[str, Any] | None:
+    """Task of a Dask worker: one runner, from start to end; returns the manifest, or None if nobody wants it any more.
 
     A run gets one core; `OMP_NUM_THREADS` in the worker's environment gives it more.
     """
@@ -382,12 +388,13 @@ def work(job: dict[str, Any]) -> None:
                 if unwanted or worker.status in (Status.closing, Status.closed, Status.failed):
                     runner.stdin.close()
                     runner.wait()
-                    return
+                    return None
         runner.stdin.close()
         if runner.returncode:
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines()
             raise RuntimeError(lines[-1] if lines else f"the runner ended with code {runner.returncode}")
+    return load_manifest(Path(job["folder"]) / "manifest.json")
 
 
 # --- the runner -------------------------------------------------------------------------------------------------------
@@ -418,7 +425,7 @@ def _run(job: dict[str, Any]) -> None:
 
     store = Store(job["store"])
     run = Run(Path(job["notebook"]), job["scale"], job["parameters"])
-    folder = store.root / "sweeps" / run.notebook.stem / job["key"]
+    folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / "lock")):
         if run.key != job["key"]:

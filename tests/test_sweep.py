@@ -192,7 +192,7 @@ def test_ctrl_c_stops_kernels_and_says_how_to_go_on(place):
 def test_two_sweeps_at_the_same_time_share_a_run(place):
     (run,) = sweep.plan(place.notebook, sweep.Grid.read(place.words(grid={"shots": [1]})[-1]))
     job = {"notebook": str(run.notebook), "scale": run.scale, "parameters": run.parameters, "key": run.key,
-           "store": str(place.store.root), "worker": "here"}  # fmt: skip
+           "store": str(place.store.root), "folder": str(place.store.root / run.folder), "worker": "here"}  # fmt: skip
     command = [sys.executable, "-m", "kinemic.sweep"]
     runners = [subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) for _ in range(2)]
     for runner in runners:
