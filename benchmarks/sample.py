@@ -23,10 +23,12 @@ motions.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -82,15 +84,12 @@ def laboratory() -> Lab:
 
 def replication(sampler: str, steps: int, seed: int, per_class: int) -> dict[str, float]:
     """Quality of one set of clips."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     lab = laboratory()
     changes = {"diffusion": {"sampler": sampler, "sampling_steps": steps},
                "synthesis": {"seed": seed, "per_class": per_class}}  # fmt: skip
     other = Lab(lab.cfg.override(**changes), lab.store, progress=False)
     other.data, other.text = lab.data, lab.text
     found = lab.judge(lab.training_set(other.load_clips(other.synthesize(None)), synthetic=True))
-    torch.set_num_threads(threads)
     return {name: found[name] for name in MEASURES}
 
 
@@ -99,9 +98,9 @@ def qualities(settings: list[tuple[str, int]], seeds: int, per_class: int) -> di
     lab = laboratory()
     _ = (lab.prior, lab.referee, lab.text([lab.data.captions[c] for c in lab.data.classes], "condition"))
     calls = [(*setting, seed, per_class) for setting in settings for seed in range(seeds)]
-    with joblib.parallel_config("loky", n_jobs=joblib.cpu_count(), inner_max_num_threads=1):
-        jobs = joblib.Parallel(return_as="generator")(joblib.delayed(replication)(*call) for call in calls)
-        done = list(tqdm(jobs, desc="quality", total=len(calls)))
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(joblib.cpu_count(), fresh, torch.set_num_threads, (1,)) as pool:
+        done = list(tqdm(pool.map(replication, *zip(*calls, strict=True)), desc="quality", total=len(calls)))
     found = {setting: {name: [] for name in MEASURES} for setting in settings}
     for (*setting, _, _), result in zip(calls, done, strict=True):
         for name in MEASURES:
