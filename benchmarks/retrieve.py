@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     slope, offset = np.polyfit(sizes, [streamed[size] for size in sizes], 1)
     summary = {
         "milliseconds": 1000 * seconds["top-k", before],
+        "milliseconds of a full sort": 1000 * seconds["full sort", before],
         "speed-up": seconds["full sort", before] / seconds["top-k", before],
         "share of equal neighbours": same,
         "seconds for the largest bank": streamed[many],
