@@ -13,8 +13,9 @@ the same for all, is not in these times, and is reported by itself.
 Quality. Each setting draws the whole set several times with other noise and other lengths (replications); a referee
 trained on real clips gives the recognised share, the Frechet distance to real test clips and the diversity. The
 replication noise of a measure is its standard deviation over the replications of the baseline. A setting loses
-`loss / noise` at its worst measure: how far its mean is worse than the baseline's (for diversity: away from it, either
-way), in units of that noise. Its quality loss is below the replication noise where this is at most 1.
+`loss / noise` at its worst measure: how far its mean is worse than the baseline's, in units of that noise; a diversity
+is worse when it is farther from that of real clips. The quality loss is below the replication noise where this is at
+most 1. `diversity moved / noise` is the stricter number, the change of the diversity in any direction.
 
 That cutting and joining change nothing but speed is checked here too: from the same noise both ways give the same
 motions.
@@ -170,19 +171,21 @@ def main(argv: list[str] | None = None) -> None:
         motion.decode(motion.reconcile(clip.features))
     after = (time.perf_counter() - started) / len(clips)
 
-    base = found["ddpm", full]
+    base, real = found["ddpm", full], lab.judge(lab.training_set(lab.data.test), lab.data.pool)
     noise_of = {name: statistics.stdev(base[name]) for name in MEASURES}
 
     def row(label: str, steps: int, key, quality: dict[str, list]) -> dict:
         spread = {f"{name} sd": statistics.stdev(quality[name]) for name in MEASURES}
         mean = {name: statistics.fmean(quality[name]) for name in MEASURES}
-        gap = {name: mean[name] - statistics.fmean(base[name]) for name in MEASURES}
-        worse = {"recognised": -gap["recognised"], "frechet": gap["frechet"], "diversity": abs(gap["diversity"])}
+        was = {name: statistics.fmean(base[name]) for name in MEASURES}
+        worse = {"recognised": was["recognised"] - mean["recognised"], "frechet": mean["frechet"] - was["frechet"],
+                 "diversity": abs(mean["diversity"] - real["diversity"]) - abs(was["diversity"] - real["diversity"])}
         return {
             "sampler": label, "steps": steps, "clips per second": speed[key],
             "speed-up": speed[key] / speed["two passes, padded"],
             **mean, **spread,
             "loss / noise": max(worse[name] / noise_of[name] for name in MEASURES),
+            "diversity moved / noise": abs(mean["diversity"] - was["diversity"]) / noise_of["diversity"],
         }  # fmt: skip
 
     rows = [row("ddpm, two passes, padded", full, "two passes, padded", base),
@@ -194,6 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     summary = {
         "fastest within noise": f"{best['sampler']}, {best['steps']} steps",
         "speed-up within noise": best["speed-up"],
+        "diversity moved / noise, of the fastest": best["diversity moved / noise"],
         "speed-up from one pass": speed["one pass, padded"] / speed["two passes, padded"],
         "speed-up from own length": speed["ddpm", full] / speed["one pass, padded"],
         "speed-up from fewer steps": best["speed-up"] * speed["two passes, padded"] / speed["ddpm", full],
@@ -203,7 +207,6 @@ def main(argv: list[str] | None = None) -> None:
         "milliseconds per clip after sampling": 1000 * after,
         "mean frames": float(lengths.float().mean()),
     }
-    real = lab.judge(lab.training_set(lab.data.test), lab.data.pool)
     summary |= {f"{name} of real clips": real[name] for name in ("recognised", "diversity")}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.out, {
