@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "Artefact", "Missing", "Store", "code_of", "environment", "fingerprint", "glue", "load_manifest", "promote",
-    "publish", "source_hash",
+    "Artefact", "Missing", "Store", "code_of", "environment", "fingerprint", "glue", "load_benchmark", "load_manifest",
+    "promote", "publish", "source_hash",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -213,6 +213,21 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: damaged manifest (line {error.lineno}); delete its folder and run the chapter again"
         ) from None
+
+
+def load_benchmark(name: str) -> dict[str, Any]:
+    """Committed result of a script in the folder `benchmarks`.
+
+    Returns:
+        name, made, environment, settings, rows (list of flat dicts) and summary (flat dict).
+
+    Raises:
+        FileNotFoundError: not measured yet; gives the command.
+    """
+    path = RECORD / "benchmarks" / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"not measured yet; make it with:\npython benchmarks/{name}.py")
+    return load_manifest(path)
 
 
 def publish(
