@@ -83,12 +83,14 @@ class PretrainSettings(Section):
 
     checkpoint: str | None = None  # folder written by an earlier run, or MDM's published model*.pt (or its folder)
     steps: Count = 600_000
-    batch: Count = 64
+    batch: Count = 64  # over all processes
     lr: Rate = 1e-4
     warmup: Natural = 0
     weight_decay: Weight = 0.0
     ema_decay: Share = 0.9999
     cond_mask_prob: Share = 0.1
+    accumulate: Count = 1  # batches per update, their gradients averaged
+    precision: Literal["no", "bf16"] = "no"  # of the transformer's passes
     max_grad_norm: Rate = 1.0
     save_every: Count = 1000
     seed: Natural = 10
@@ -108,7 +110,9 @@ class AdaptSettings(Section):
 
     method: Literal["kinemic", "naive", "scratch"] = "kinemic"
     steps: Count = 10_000
-    batch: Natural = 0  # clips per step; 0 = all shots, as in the paper
+    batch: Natural = 0  # clips per draw, over all processes; 0 = all shots, as in the paper
+    accumulate: Count = 1  # draws per update, their gradients averaged
+    precision: Literal["no", "bf16"] = "no"  # of the transformer's passes
     lr: Rate = 2e-5
     mic_lr: Rate = 2e-5
     action_lr: Weight = 1e-3  # at the adapters' rate (0 = the same) the table hardly leaves its initial value

@@ -26,6 +26,7 @@ from kinemic.config import AdaptSettings, Experiment, HarSettings
 from kinemic.data import Clip, entries, few_shot, read_humanml3d, read_ntu_vibe, subject_disjoint, write_humanml3d
 from kinemic.denoiser import Denoiser
 from kinemic.diffusion import Diffusion
+from kinemic.launch import Team, several
 from kinemic.retrieval import Neighbours, caption_means, soft_positives
 from kinemic.text import TextCache, load_encoder
 
@@ -160,17 +161,18 @@ class Lab:
     def _device(wanted: str) -> str:
         available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if wanted == "auto":
-            return next(d for d in ("cuda", "mps", "cpu") if available[d])
+            wanted = next(d for d in ("cuda", "mps", "cpu") if available[d])
         if not available[wanted]:
             raise ValueError(f"device {wanted!r} is not available to this PyTorch: use device 'auto' or 'cpu'")
-        return wanted
+        return Team(wanted).device if several() else wanted
 
     def each(self, verb: str, calls: Sequence[Mapping[str, Any]]) -> list:
         """Results of `adapt`, `synthesize` or `evaluate` for several sets of arguments, in their order.
 
         What the store lacks is computed first. On CPU that is done side by side, a process per core with one thread
         each: models of this size gain little from a second thread, and results do not depend on the number of cores.
-        On a GPU the calls go one after the other. What was finished before an error is kept.
+        On a GPU, and where several processes were launched, the calls go one after the other. What was finished before
+        an error is kept.
 
         Args:
             verb: name of the method.
@@ -183,7 +185,7 @@ class Lab:
                     getattr(self, verb)(**arguments)
                 except Missing:
                     lacking.append(arguments)
-        if lacking and self.device == "cpu":
+        if lacking and self.device == "cpu" and not several():
             # what all of them read is made here, with all threads and its own progress bar
             _ = self.data if verb == "evaluate" else (self.prior, self.source_stream)
             jobs = (joblib.delayed(_compute)(self.cfg, self.store.root, verb, arguments) for arguments in lacking)
