@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from kinemic import motion, train
-from kinemic.config import ABLATIONS, AdaptSettings
+from kinemic.config import ABLATIONS, AdaptSettings, Experiment
 from kinemic.denoiser import Denoiser
 from kinemic.diffusion import Diffusion
 from kinemic.mining import MIC
@@ -263,9 +263,8 @@ train.adapt(*given["models"], checkpoint=checkpoint, **given["options"])
 """
 
 
-@pytest.mark.parametrize("how", ["step", "writing"])
-def test_a_killed_adaptation_resumes_to_the_same_state(streams, prior, tmp_path, how):
-    """SIGKILL at a random step, or while a checkpoint is written; the resumed run ends in the state of a whole one.
+def test_an_adaptation_killed_twice_resumes_to_the_same_state(streams, prior, tmp_path):
+    """SIGKILL at a random step, then while a checkpoint is written; the third run ends in the state of a whole one.
 
     Compared is a checkpoint after the last step: weights, optimiser, average, bank, generators, windows, order of data.
     """
@@ -274,14 +273,17 @@ def test_a_killed_adaptation_resumes_to_the_same_state(streams, prior, tmp_path,
         steps=9, batch=3, save_every=2, ema_decay=0.5, lora_dropout=0.2, accumulate=2)}  # fmt: skip
     torch.save(given, tmp_path / "given")
 
-    def run(kill_at, checkpoint):
+    def run(kill_at, checkpoint, how="step"):
         words = [sys.executable, "-c", KILLED, kill_at, how, tmp_path / checkpoint, tmp_path / f"{checkpoint}.end",
                  tmp_path / "given"]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run([str(w) for w in words], env=environment, check=False).returncode
 
-    at = int(np.random.default_rng(5).integers(3, 9))
-    assert run(at, "a") == -signal.SIGKILL and (tmp_path / "a").is_file() and not (tmp_path / "a.end").exists()
+    at = int(np.random.default_rng(5).integers(3, 7))
+    assert run(at, "a") == -signal.SIGKILL and (tmp_path / "a").is_file()
+    good = (tmp_path / "a").read_bytes()
+    assert run(at, "a", "writing") == -signal.SIGKILL and not (tmp_path / "a.end").exists()
+    assert (tmp_path / "a").read_bytes() == good and 0 < (tmp_path / "a.partial").stat().st_size < len(good)
     assert run(0, "a") == 0 and run(0, "b") == 0
     with safe_open(tmp_path / "a.end", "pt") as a, safe_open(tmp_path / "b.end", "pt") as b:
         assert a.metadata() == b.metadata() and json.loads(a.metadata()["state"])["step"] == 9
@@ -393,6 +395,31 @@ def test_streams_refuse_nan_and_emptiness(streams):
         train.Stream(
             [source.features[0], source.features[1] * np.nan], source.captions[:2], np.zeros(2), source.normalizer
         )
+
+
+@pytest.mark.slow
+def test_the_papers_configuration_takes_real_steps(walk):
+    """Official shapes with random weights and few clips: what runs on a GPU at full batch runs here."""
+    cfg, rng = Experiment.load("paper"), np.random.default_rng(0)
+    normalizer = motion.Normalizer(np.zeros(263), np.ones(263))
+
+    def stream(lengths, actions):
+        clips = [motion.encode(walk(frames=n + 1, seed=n)) for n in lengths]
+        return train.Stream(clips, [rng.normal(size=(1, 512)).astype(np.float32) for _ in clips], actions, normalizer)
+
+    torch.manual_seed(0)
+    prior = Denoiser(263, 512, **cfg.denoiser.model_dump())
+    given = cfg.adapt.model_dump() | {"steps": 2, "progress": "", "mic_dim": cfg.mining.dim, "bank": cfg.mining.bank}
+    given["window_weight_rule"] = given.pop("window_weight")
+    shots, source = stream((24, 40, 33), np.arange(3)), stream((100, 60, 80), np.full(3, -1))
+    lists = [[np.array([k])] for k in range(3)]
+    count = {k: v for k, v in given.items() if k not in LOOP}
+    started = train.Adaptation(prior, Diffusion(50), shots, source, lists, num_actions=3, **count)
+    trained = sum(p.numel() for p in started.run.named().values())
+    assert (sum(p.numel() for p in prior.parameters()), trained) == (17_880_327, 5_706_978)
+    made = train.adapt(prior, Diffusion(50), shots, source, lists, num_actions=3, **given)
+    assert [row["step"] for row in made.log] == [1, 2] and np.isfinite([row["loss"] for row in made.log]).all()
+    assert made.model.settings["dim"] == 512 and made.windows.shape == (6, 6)
 
 
 def test_kinemic_without_source_is_refused(streams, prior):
