@@ -46,7 +46,7 @@ STEPS = 10_000  # updates of the paper
 PAPER = dict(shots=30, sources=60, dim=512, layers=8, heads=4, ff=1024, rank=16, mic=512, text=512, tower=12)
 QUICK = dict(shots=6, sources=8, dim=32, layers=2, heads=2, ff=64, rank=4, mic=32, text=64, tower=2)
 EFFECTIVE = 10.0  # TFLOP/s, a modest share of a recent data-centre GPU's float32 with TF32 products
-SAVINGS = ("cached text", "own lengths", "joined passes", "no logging of single parameters")
+SAVINGS = ("cached text", "length of the longest", "joined passes", "no logging of single parameters", "no padding")
 
 
 class Setting:
@@ -121,7 +121,8 @@ class Reference:
 
     def __init__(self, setting: Setting, adaptation: train.Adaptation, saved: int):
         self.setting, self.adaptation = setting, adaptation
-        self.cached, self.cropped, self.joined, self.quiet = (i < saved for i in range(len(SAVINGS)))
+        self.cached, self.cropped, self.joined, self.quiet, packed = (i < saved for i in range(len(SAVINGS)))
+        adaptation.student.pack = adaptation.teacher.pack = packed
         self.other_tower = copy.deepcopy(setting.tower)  # each of the two models has its own
 
     def losses(self, draw: train.Draw, step: int = 0) -> dict[str, Tensor]:

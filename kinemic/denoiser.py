@@ -46,17 +46,32 @@ class EncoderLayer(nn.Module):
             nn.init.zeros_(projection.bias)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        B, N, d = x.shape
-        q, k, v = (p(x).view(B, N, self.heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, keep: Tensor, rows: Tensor) -> Tensor:
+        """One layer over the tokens that count.
+
+        Args:
+            x: (M, d), the tokens of all clips without padding, one after the other.
+            keep: (B, N) bool, True on tokens that attention may read.
+            rows: (M,) long, where in (B * N) the tokens stand.
+        """
+        (B, N), d = keep.shape, x.shape[-1]
+        q, k, v = (
+            _spread(p(x), rows, B * N).view(B, N, self.heads, -1).transpose(1, 2)
+            for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         p = self.dropout if self.training else 0.0
         a = F.scaled_dot_product_attention(
             q, k, v, attn_mask=keep[:, None, None], dropout_p=p
         )  # (B, heads, N, d/heads)
-        a = self.out_proj(a.transpose(1, 2).reshape(B, N, d))
+        a = self.out_proj(a.transpose(1, 2).reshape(B * N, d)[rows])
         x = self.norm1(x + F.dropout(a, self.dropout, self.training))
         h = self.linear2(F.dropout(F.gelu(self.linear1(x)), self.dropout, self.training))
         return self.norm2(x + F.dropout(h, self.dropout, self.training))
+
+
+def _spread(x: Tensor, rows: Tensor, count: int) -> Tensor:
+    """(count, d) with x at some rows and zero elsewhere."""
+    return x.new_zeros(count, x.shape[-1]).index_copy(0, rows, x)
 
 
 class Denoiser(nn.Module):
@@ -75,6 +90,8 @@ class Denoiser(nn.Module):
 
     Source: MDM (Tevet et al. 2023), arch 'trans_enc'; 17,880,327 parameters at paper size without actions.
     """
+
+    pack = True  # False computes the padding too: for comparison
 
     def __init__(
         self,
@@ -178,10 +195,12 @@ class Denoiser(nn.Module):
         h = self.input_proj(x.reshape(B, N, -1))
         keep = F.pad(mask.view(B, N, self.patch).any(-1), (1, 0), value=True)  # (B, 1 + N)
         h = torch.cat([c[:, None], h], dim=1) + self.table[: N + 1]
-        h = F.dropout(h, self.dropout, self.training)
+        # Only attention needs clips side by side; everything else runs over the real tokens alone.
+        rows = (keep if self.pack else torch.ones_like(keep)).flatten().nonzero().squeeze(1)
+        h = F.dropout(h.flatten(0, 1)[rows], self.dropout, self.training)
         for layer in self.layers:
-            h = layer(h, keep)
-        latent = h[:, 1:]
+            h = layer(h, keep, rows)
+        latent = _spread(h, rows, keep.numel()).view(B, N + 1, -1)[:, 1:]
         out = self.output_proj(latent).reshape(B, N * self.patch, self.num_features)[:, :T]
         return (out, latent) if return_latent else out
 
