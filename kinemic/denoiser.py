@@ -196,11 +196,12 @@ class Denoiser(nn.Module):
         keep = F.pad(mask.view(B, N, self.patch).any(-1), (1, 0), value=True)  # (B, 1 + N)
         h = torch.cat([c[:, None], h], dim=1) + self.table[: N + 1]
         # Only attention needs clips side by side; everything else runs over the real tokens alone.
-        rows = (keep if self.pack else torch.ones_like(keep)).flatten().nonzero().squeeze(1)
+        count = keep.numel()
+        rows = keep.flatten().nonzero().squeeze(1) if self.pack else torch.arange(count, device=keep.device)
         h = F.dropout(h.flatten(0, 1)[rows], self.dropout, self.training)
         for layer in self.layers:
             h = layer(h, keep, rows)
-        latent = _spread(h, rows, keep.numel()).view(B, N + 1, -1)[:, 1:]
+        latent = _spread(h, rows, count).view(B, N + 1, -1)[:, 1:]
         out = self.output_proj(latent).reshape(B, N * self.patch, self.num_features)[:, :T]
         return (out, latent) if return_latent else out
 
