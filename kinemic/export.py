@@ -143,7 +143,7 @@ def read(source: str | Path, fps: float | None = None, clips: Sequence[str] = ()
             raise ValueError(f"{path}: is a file, but clips {', '.join(clips)} are asked for; give its folder")
         return [_file(path, fps)]
     elif (path.parent / "new_joint_vecs" / f"{path.name}.npy").is_file():
-        motions = [Motion.of(*read_clips(path.parent, [path.name]))]
+        motions = _folder(path.parent, [path.name])
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such file, folder or clip; check the path")
     else:
@@ -203,14 +203,16 @@ def _folder(folder: Path, clips: Sequence[str]) -> list[Motion]:
     vectors = folder / "new_joint_vecs"
     if not vectors.is_dir():
         raise ValueError(f"{folder}: has neither new_joint_vecs nor clips.npz, expected a folder of clips")
+    terms = folder / "LICENCE.txt"  # where `kinemic import` notes them
+    licence = terms.read_text(encoding="utf-8").strip() if terms.is_file() else None
     ntu = any((folder / name).is_file() for name in ("ntu_classes.txt", "ntu_metadata.json"))
     motions = []
     for name in clips or sorted(path.stem for path in vectors.glob("*.npy")):
         if clips and (folder / ("splits" if ntu else "") / f"{name}.txt").is_file():
             listed = read_ntu_vibe(folder, name) if ntu else read_humanml3d(folder, name)
-            motions += [Motion.of(clip, split=name.replace("/", "_")) for clip in listed]
+            motions += [Motion.of(clip, licence=licence, split=name.replace("/", "_")) for clip in listed]
         elif (vectors / f"{name}.npy").is_file():
-            motions.append(Motion.of(*read_clips(folder, [name])))
+            motions.append(Motion.of(*read_clips(folder, [name]), licence=licence))
         else:
             raise FileNotFoundError(f"{folder}: has no clip and no list {name!r}; check --clips")
     if not motions:

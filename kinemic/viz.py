@@ -337,8 +337,9 @@ def frames(joints, fps: float, view: str = "three_quarter", title: str | None = 
     ax.set_axis_off()
     fig.text(0.02, 0.98, title, va="top", color=_INK, fontsize="medium")
     clock = fig.text(0.98, 0.02, "", ha="right", color=_INK, fontsize="small")
-    for text, color, place in (("left", _LEFT, 0.02), ("right", _RIGHT, 0.11)):
-        fig.text(place, 0.02, text, color=color, fontsize="small", fontweight="bold" if color == _LEFT else "normal")
+    for text, color, place in (("left", _LEFT, 6), ("right", _RIGHT, 38)):
+        weight = "bold" if color == _LEFT else "normal"
+        fig.text(place / width, 0.02, text, color=color, fontsize="small", fontweight=weight)
     ax.axhline(0, color=_INK, linewidth=0.8, alpha=0.5, zorder=0)
     floor = ax.add_collection(LineCollection([], colors=_INK, linewidths=0.8, alpha=0.5, zorder=0))
     yaw = np.deg2rad(_YAWS[view])
