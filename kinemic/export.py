@@ -634,17 +634,18 @@ def _mp4(motion: Motion, title: str | None, draft: Path) -> None:
     height, width = first.shape[:2]
     try:
         encoder = imageio_ffmpeg.write_frames(
-            str(draft), (width, height), fps=motion.fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
+            str(draft), (width, height), fps=motion.fps, quality=8, macro_block_size=2, ffmpeg_log_level="quiet"
         )
         encoder.send(None)
         for image in (first, *images):
             encoder.send(image.tobytes())
         encoder.close()
+        count, _ = imageio_ffmpeg.count_frames_and_secs(draft)  # closing does not tell whether ffmpeg came to its end
     except (OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{motion.name}: ffmpeg failed ({reason}); take the format gif") from error
-    if not draft.is_file() or not draft.stat().st_size:
-        raise ValueError(f"{motion.name}: ffmpeg wrote nothing; take the format gif")
+        raise ValueError(f"{motion.name}: ffmpeg failed ({reason}); check the disk, or take the format gif") from error
+    if count != len(motion):
+        raise ValueError(f"{motion.name}: ffmpeg wrote {count} of {len(motion)} frames; check the disk")
 
 
 _WRITERS: dict[str, Callable[[Motion, str | None, Path], Any]] = {

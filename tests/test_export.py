@@ -131,6 +131,7 @@ def clip(walk):
 # --- BVH
 
 
+@pytest.mark.filterwarnings("ignore:Rest pose suggests world up")  # a body that tumbles
 @settings(max_examples=60, deadline=None)
 @given(bodies())
 @example(CORNERS)
@@ -173,7 +174,7 @@ def test_real_motion_comes_back_from_a_bvh(tmp_path, shared_data):
 def test_bones_that_change_are_named_and_get_their_mean_length(tmp_path, clip):
     joints = clip.joints.copy()
     joints[::2, 20] += 0.05 * (joints[::2, 20] - joints[::2, 18]) / motion.BONE_LENGTHS[20]
-    with pytest.warns(UserWarning, match=r"^walk: bones change their lengths; mean lengths move joints by up to 25 mm$"):
+    with pytest.warns(UserWarning, match=r"^walk: bones change their lengths; mean lengths .* by up to 25 mm$"):
         again, _ = from_bvh(export.bvh(Motion("walk", joints, 20)), tmp_path)
     np.testing.assert_allclose(np.linalg.norm(again - joints, axis=-1)[:, 20], 0.025, atol=1e-4)
     np.testing.assert_allclose(np.delete(again, 20, axis=1), np.delete(joints, 20, axis=1), atol=1e-4)
@@ -213,7 +214,8 @@ def test_a_gltf_keeps_the_rules_of_the_specification(clip):
             np.testing.assert_allclose(np.linalg.norm(values, axis=-1), 1, atol=1e-6)
             assert ((values[1:] * values[:-1]).sum(axis=-1) > 0).all(), "players that do not check go the long way"
     (primitive,) = document["meshes"][0]["primitives"]
-    corners, owners, weights = (array(document, primitive["attributes"][k]) for k in ("POSITION", "JOINTS_0", "WEIGHTS_0"))
+    names = ("POSITION", "JOINTS_0", "WEIGHTS_0")
+    corners, owners, weights = (array(document, primitive["attributes"][name]) for name in names)
     triangles = array(document, primitive["indices"])[:, 0]
     used |= {primitive["indices"], *primitive["attributes"].values()}
     assert used == set(range(len(document["accessors"]))), "an accessor that nothing uses"
@@ -248,7 +250,8 @@ def test_an_npz_brings_everything_back(tmp_path, clip):
         assert stored["parents"].tolist() == motion.PARENTS.tolist()
     (again,) = export.read(path)
     np.testing.assert_allclose(again.joints, clip.joints, atol=1e-6)
-    assert (again.name, again.fps, again.caption, again.label, again.licence) == ("walk", 20, "a person walks", "walk", "CC0")
+    assert (again.name, again.fps) == ("walk", 20)
+    assert (again.caption, again.label, again.licence) == ("a person walks", "walk", "CC0")
     assert export.save([again], "npz", tmp_path / "twice")[0].read_bytes() == path.read_bytes()
 
 
@@ -317,11 +320,11 @@ def test_a_film_opens_with_its_frames_rate_and_size(tmp_path, clip):
 
 @pytest.mark.parametrize("trouble", ["missing", "failing"])
 def test_a_failing_encoder_loses_no_motion(tmp_path, clip, monkeypatch, capsys, trouble):
-    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("imageio_ffmpeg")
     if trouble == "missing":
         monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     else:
-        monkeypatch.setattr(ffmpeg, "get_ffmpeg_exe", lambda: sys.executable)  # knows none of ffmpeg's options
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", sys.executable)  # knows none of ffmpeg's options
     np.save(tmp_path / "walk.npy", clip.joints)
     assert run(tmp_path / "walk.npy", "--fps", 20, "--format", "mp4,bvh,npz", "--to", tmp_path / "out") == 2
     said = capsys.readouterr().err
@@ -334,8 +337,9 @@ def test_a_failing_encoder_loses_no_motion(tmp_path, clip, monkeypatch, capsys, 
 
 def test_plain_arrays_need_their_rate_and_features_have_it(tmp_path, walk):
     joints = walk(21)
-    for name, values in (("a", joints), ("b", joints.reshape(-1, 66)), ("c", motion.encode(motion.canonicalize(joints)))):
-        np.save(tmp_path / f"{name}.npy", values)
+    np.save(tmp_path / "a.npy", joints)
+    np.save(tmp_path / "b.npy", joints.reshape(-1, 66))
+    np.save(tmp_path / "c.npy", motion.encode(motion.canonicalize(joints)))
     for name in "ab":
         (read,) = export.read(tmp_path / f"{name}.npy", fps=29.97)
         assert read.fps == 29.97 and np.array_equal(read.joints, joints)
@@ -431,7 +435,7 @@ def spoil(joints, what):
         ("", ["--format", "npz", "--fps", "nan"], "fps is nan"),
         ("", ["--format", "pyskl"], "no label, .* --label"),
         ("", ["--format", "npz", "--to", "motion.npy/out"], "cannot be made"),
-        ("", ["--format", "npz", "--to", "folder.npz/x.npz"], "cannot be written"),
+        ("", ["--format", "npz", "--to", "folder.npz"], "motion.npz: cannot be written"),
         ("", ["--format", "npz", "--clips", "x"], "is a file, but clips x"),
         ("", ["motion.npy", "--format", "npz"], "two motions are named motion"),
         ("", ["other.npy", "--format", "npz", "--to", "one.npz"], "is one file, but there are 2 motions"),
@@ -454,7 +458,7 @@ def test_what_a_user_can_mend_is_one_line_and_code_2(tmp_path, walk, monkeypatch
     (tmp_path / "broken.npz").write_bytes(b"PK\3\4 no archive")
     np.savez("foreign.npz", poses=walk(3))
     (tmp_path / "walk.c3d").write_text("")
-    (tmp_path / "folder.npz" / "x.npz").mkdir(parents=True)
+    (tmp_path / "folder.npz" / "motion.npz").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     rate = [] if "--fps" in words else ["--fps", "20"]
     assert run("motion.npy", *words, *rate) == 2
