@@ -70,7 +70,7 @@ examples
   kinemic export walk.npy --fps 30 --format bvh
   kinemic export PATH/HumanML3D/000021 --format bvh,gltf,gif --to out
   kinemic export PATH/target --clips pool test --format pyskl --to target.pkl
-  kinemic export .cache/kinemic/synthesize/* --clips synth_000000 --format mp4
+  kinemic export .cache/kinemic/synthesize/KEY --clips synth_000000 --format mp4
 
 exit code: 0 everything is written, 2 an error; files that were written before it stay
 """

@@ -46,6 +46,11 @@ FORMATS = {
     "bvh": ".bvh", "gltf": ".gltf", "npz": ".npz", "json": ".json", "pyskl": ".pkl", "gif": ".gif", "mp4": ".mp4",
 }  # fmt: skip
 _PICTURES = ("gif", "mp4")
+# what numpy and zipfile raise for files that are cut, altered or something else
+_DAMAGE = (
+    ValueError, TypeError, IndexError, EOFError, OSError, MemoryError, OverflowError, RuntimeError, SyntaxError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 # Direction of the bone that ends in a joint, in the rest pose: those of the features, but with arms and head as tools
 # that transfer motions to other bodies expect them.
@@ -164,7 +169,7 @@ def _loading(path: Path, otherwise: str = "copy it again") -> Iterator[None]:
         yield
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]}; {otherwise}") from error
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: cannot be read ({reason}), expected numpy arrays; copy it again") from error
 
@@ -204,19 +209,22 @@ def _folder(folder: Path, clips: Sequence[str]) -> list[Motion]:
     if not vectors.is_dir():
         raise ValueError(f"{folder}: has neither new_joint_vecs nor clips.npz, expected a folder of clips")
     terms = folder / "LICENCE.txt"  # where `kinemic import` notes them
-    licence = terms.read_text(encoding="utf-8").strip() if terms.is_file() else None
+    licence = terms.read_text(encoding="utf-8", errors="replace").strip() if terms.is_file() else None
     ntu = any((folder / name).is_file() for name in ("ntu_classes.txt", "ntu_metadata.json"))
+    if not clips:
+        names = sorted(path.stem for path in vectors.glob("*.npy"))
+        if not names:
+            raise ValueError(f"{vectors}: holds no .npy, expected at least one clip")
+        return [Motion.of(clip, licence=licence) for clip in read_clips(folder, names)]
     motions = []
-    for name in clips or sorted(path.stem for path in vectors.glob("*.npy")):
-        if clips and (folder / ("splits" if ntu else "") / f"{name}.txt").is_file():
+    for name in clips:
+        if (folder / ("splits" if ntu else "") / f"{name}.txt").is_file():
             listed = read_ntu_vibe(folder, name) if ntu else read_humanml3d(folder, name)
             motions += [Motion.of(clip, licence=licence, split=name.replace("/", "_")) for clip in listed]
         elif (vectors / f"{name}.npy").is_file():
             motions.append(Motion.of(*read_clips(folder, [name]), licence=licence))
         else:
             raise FileNotFoundError(f"{folder}: has no clip and no list {name!r}; check --clips")
-    if not motions:
-        raise ValueError(f"{vectors}: holds no .npy, expected at least one clip")
     return motions
 
 
@@ -226,15 +234,14 @@ def _generated(folder: Path, clips: Sequence[str]) -> list[Motion]:
     with _loading(path, "draw the clips again"), np.load(path, allow_pickle=False) as stored:
         pieces = np.split(stored["features"], np.cumsum(stored["lengths"])[:-1])
         action, classes, captions = (stored[key].tolist() for key in ("action", "classes", "captions"))
-    names = [f"synth_{row:06d}" for row in range(len(pieces))]
-    unknown = next((name for name in clips if name not in names), None)
+        motions = {
+            f"synth_{row:06d}": Motion(f"synth_{row:06d}", decode(features), FPS, captions[k], classes[k])
+            for row, (features, k) in enumerate(zip(pieces, action, strict=True))
+        }
+    unknown = next((name for name in clips if name not in motions), None)
     if unknown is not None:
-        raise FileNotFoundError(f"{path}: has no clip {unknown!r}, expected {names[0]} to {names[-1]}; check --clips")
-    return [
-        Motion(name, decode(features), FPS, captions[k], classes[k])
-        for name, features, k in zip(names, pieces, action, strict=True)
-        if not clips or name in clips
-    ]
+        raise FileNotFoundError(f"{path}: has no clip {unknown!r}, expected {min(motions)} to {max(motions)}")
+    return [motions[name] for name in clips or motions]
 
 
 # --- out ---

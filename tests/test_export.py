@@ -443,6 +443,8 @@ def spoil(joints, what):
         ("", ["promise.npy", "--format", "npz"], "promise.npy: cannot be read"),
         ("", ["broken.npz", "--format", "npz"], "broken.npz: cannot be read"),
         ("", ["foreign.npz", "--format", "npz"], "foreign.npz: joints is not a file in the archive; expected an .npz"),
+        ("", ["rates.npz", "--format", "npz"], "rates.npz: cannot be read"),
+        ("", ["drawn", "--format", "npz"], "drawn/clips.npz: classes is not a file in the archive; draw the clips"),
         ("", ["nowhere/000021", "--format", "npz"], "no such file, folder or clip"),
         ("", ["folder.npz", "--format", "npz"], "neither new_joint_vecs nor clips.npz"),
         ("", ["walk.c3d", "--format", "npz"], "kinemic import"),
@@ -457,6 +459,9 @@ def test_what_a_user_can_mend_is_one_line_and_code_2(tmp_path, walk, monkeypatch
     (tmp_path / "promise.npy").write_bytes(whole.replace(b"(24, 22, 3), }      ", b"(99999999, 22, 3), }"))
     (tmp_path / "broken.npz").write_bytes(b"PK\3\4 no archive")
     np.savez("foreign.npz", poses=walk(3))
+    np.savez("rates.npz", joints=walk(3), fps=[20, 30], names=motion.JOINT_NAMES, parents=motion.PARENTS)
+    (tmp_path / "drawn").mkdir()
+    np.savez("drawn/clips.npz", features=motion.encode(walk(9)), lengths=[4, 4], action=[0, 1])
     (tmp_path / "walk.c3d").write_text("")
     (tmp_path / "folder.npz" / "motion.npz").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
