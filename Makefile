@@ -59,7 +59,7 @@ $(READY): pyproject.toml constraints.txt  ## the environment, in the folder .ven
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): a few minutes, 2.1 GB (about 7 GB where pip takes the CUDA build of torch)"
-	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt -e ".[test]"
+	@$(BIN)/python -m pip install -qq --progress-bar off -c constraints.txt -e ".[test,video]"
 	@touch $@
 
 .PHONY: $(VENV)

@@ -53,6 +53,66 @@ def _add_sweep(verbs) -> None:
     parser.set_defaults(run=_sweep)
 
 
+EXPORT = """\
+MOTION is one of
+  clip.npy            joints (T, 22, 3) or (T, 66) in metres, with --fps; or features (T, 263), which are 20 fps
+  clip.npz            what --format npz wrote: joints, frame rate, names, parents, caption, label, licence
+  FOLDER/NAME         a clip of a folder in the layout of HumanML3D; FOLDER alone means all of them
+  synthesize/KEY      generated clips, a folder of the cache (KINEMIC_CACHE, default .cache/kinemic)
+
+--format is one of these or several, with commas; data are written before pictures, whatever the order
+  bvh    hierarchy and rotations, centimetres, y up           json   what the viewer of the book embeds
+  gltf   glTF 2.0: skin, animation and bones to look at       gif    moving picture
+  npz    joints and all that is known about them              mp4    film; needs: pip install 'kinemic[video]'
+  pyskl  one pickle of annotations for all motions, with labels
+
+examples
+  kinemic export walk.npy --fps 30 --format bvh
+  kinemic export PATH/HumanML3D/000021 --format bvh,gltf,gif --to out
+  kinemic export PATH/target --clips pool test --format pyskl --to target.pkl
+  kinemic export .cache/kinemic/synthesize/KEY --clips synth_000000 --format mp4
+
+exit code: 0 everything is written, 2 an error; files that were written before it stay
+"""
+
+
+def _add_export(verbs) -> None:
+    parser = verbs.add_parser(
+        "export",
+        help="write motions as files that other tools open",
+        description="Write motions as files that other tools open.",
+        epilog=EXPORT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("motions", nargs="+", metavar="MOTION", help="file, clip or folder, see below")
+    parser.add_argument("--format", required=True, metavar="F[,F...]", help="bvh, gltf, gif, mp4, json, npz, pyskl")
+    parser.add_argument("--to", default=".", metavar="PATH", help="folder, or the file if there is only one; default .")
+    parser.add_argument("--fps", type=float, metavar="F", help="frame rate of plain joints, which do not say it")
+    parser.add_argument("--clips", nargs="+", default=[], metavar="NAME", help="of a folder: these clips or lists only")
+    parser.add_argument("--label", metavar="NAME", help="class of all motions, instead of their own")
+    parser.add_argument("--licence", metavar="TEXT", help="terms of the motions, noted in npz and gltf")
+    parser.add_argument("--no-text", action="store_true", help="leave caption and label out of pictures")
+    parser.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    import warnings
+    from dataclasses import replace
+
+    from kinemic import export
+
+    given = {key: getattr(args, key) for key in ("label", "licence") if getattr(args, key)}
+    motions = [
+        replace(motion, **given) for source in args.motions for motion in export.read(source, args.fps, args.clips)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_: print(f"kinemic: {message}", file=sys.stderr)
+        for path in export.save(motions, args.format.split(","), args.to, text=not args.no_text):
+            print(path)
+    return 0
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
@@ -95,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kinemic", description=kinemic.__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"kinemic {kinemic.__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs, each with its own --help")
-    for add in (_add_sweep,):
+    for add in (_add_sweep, _add_export):
         add(verbs)
     args = parser.parse_args(argv)
     try:

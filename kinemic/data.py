@@ -30,7 +30,7 @@ from kinemic import motion
 # fmt: off
 __all__ = [
     "XSUB_TRAIN", "Batch", "Caption", "Clip", "Segment", "collate", "crop_to_unit", "entries", "few_shot",
-    "official_split", "read_humanml3d", "read_ntu_vibe", "subject_disjoint", "write_humanml3d",
+    "official_split", "read_clips", "read_humanml3d", "read_ntu_vibe", "subject_disjoint", "write_humanml3d",
 ]
 
 # performers on the training side of the NTU RGB+D 120 cross-subject protocol
@@ -176,6 +176,12 @@ def read_humanml3d(folder: str | Path, split: str = "train") -> list[Clip]:
     folder = _folder(folder)
     names = _lines(folder / f"{split}.txt", "one clip id per line")
     _unique(names, folder / f"{split}.txt")
+    return read_clips(folder, names)
+
+
+def read_clips(folder: str | Path, names: Iterable[str]) -> list[Clip]:
+    """Clips of a HumanML3D folder by their names, in the order given; for the rest see `read_humanml3d`."""
+    folder = _folder(folder)
     labels, segments = _read_labels(folder / "labels.csv"), _read_segments(folder / "segments.json")
     return [_clip(folder, name, segments=segments.get(name, ()), **labels.get(name, {})) for name in names]
 

@@ -601,7 +601,10 @@ class Lab:
                 for row, one in zip(rows, x, strict=True):
                     own = one[: lengths[row]].astype(np.float32)
                     features[row] = motion.reconcile(own) if s.reconcile else own
-            np.savez(folder / "clips.npz", features=np.concatenate(features), lengths=lengths, action=action)
+            np.savez(
+                folder / "clips.npz", features=np.concatenate(features), lengths=lengths, action=action,
+                classes=self.data.classes, captions=[self.data.captions[c] for c in self.data.classes],
+            )  # fmt: skip
             return {"clips": len(lengths)}
 
         inputs = [adapted or self.prior, *self.data.origin]

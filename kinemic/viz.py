@@ -25,15 +25,17 @@ from itertools import cycle
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from .motion import BONES, FPS, JOINT_NAMES, NUM_JOINTS
 
 # fmt: off
 __all__ = [
-    "METHOD_COLORS", "Viewer", "attention", "confusion", "curves", "embedding_scatter", "intervals", "show",
-    "similarity", "strip", "strips", "use_style", "viewer",
+    "METHOD_COLORS", "Viewer", "attention", "confusion", "curves", "embedding_scatter", "frames", "intervals", "show",
+    "similarity", "strip", "strips", "use_style", "viewer", "viewer_data",
 ]
 # fmt: on
 
@@ -203,6 +205,21 @@ def _size(poses: int, limits) -> tuple[float, float]:
     return max(width * scale, 3.5), (top - bottom + 2 * _MARGIN) * scale + 0.6
 
 
+def _draw_pose(ax, pose, far, color, scale: float = 1.0):
+    """Limbs and head of one pose (22, 2) with its depth (22,), as drawn."""
+    order = np.argsort([far[a] + far[b] for a, b in BONES])  # the nearest limb is drawn last
+    sides = np.array(_SIDES)[order]
+    widths = np.where(sides == 2, 1.5, 2.6)  # right limbs are thin: the sides differ without colour too
+    bones = LineCollection(
+        [pose[list(BONES[k])] for k in order],
+        colors=np.array([color, _LEFT, _RIGHT])[sides],
+        linewidths=widths * scale,
+        capstyle="round",
+    )
+    head = Circle(pose[_HEAD], 0.09, color=color, linewidth=0, zorder=2)
+    return ax.add_collection(bones), ax.add_patch(head)
+
+
 def _draw_strip(ax, length, poses, limits, color, highlight, title) -> None:
     index, points, depth = poses
     left, right, bottom, top = limits
@@ -213,18 +230,7 @@ def _draw_strip(ax, length, poses, limits, color, highlight, title) -> None:
         ax.axvspan((start - 0.5) * step, (stop - 0.5) * step, color=_MINED, alpha=0.22, linewidth=0)
     ax.axhline(0, color=_INK, linewidth=0.8, alpha=0.5, zorder=0)
     for frame, pose, far in zip(index, points, depth, strict=True):
-        pose = pose + [frame * step, 0]
-        order = np.argsort([far[a] + far[b] for a, b in BONES])  # the nearest limb is drawn last
-        sides = np.array(_SIDES)[order]
-        widths = np.where(sides == 2, 1.5, 2.6)  # right limbs are thin: the sides differ without colour too
-        bones = LineCollection(
-            [pose[list(BONES[k])] for k in order],
-            colors=np.array([color, _LEFT, _RIGHT])[sides],
-            linewidths=widths,
-            capstyle="round",
-        )
-        ax.add_collection(bones)
-        ax.add_patch(Circle(pose[_HEAD], 0.09, color=color, linewidth=0, zorder=2))
+        _draw_pose(ax, pose + [frame * step, 0], far, color)
     ax.set_xlim(left - _MARGIN, (len(index) - 1) * pitch + right + _MARGIN)
     ax.set_ylim(bottom - _MARGIN, top + _MARGIN)
     ax.set_aspect("equal")
@@ -299,6 +305,54 @@ def strips(rows: Sequence[tuple[str, np.ndarray]], frames: int = 8, view: str = 
         _draw_strip(ax, len(clips[k]), poses[k], limits, colors[k] if colors else _INK, None, rows[k][0])
     _name_sides(axes[0, 0])
     return fig
+
+
+def frames(joints, fps: float, view: str = "three_quarter", title: str | None = None, height: int = 360):
+    """A motion as pictures, one per frame, for a film; marks on the floor, half a metre apart, show the travel.
+
+    Args:
+        joints: (T, 22, 3) metres, y up, floor at 0.
+        fps: frames per second, for the clock in the corner.
+        view: as for `strip`.
+        title: text above, or None.
+        height: of a picture, in pixels, even.
+
+    Yields:
+        T arrays (height, width, 3) uint8 of one even width, as video encoders want it.
+
+    Raises:
+        ValueError: joints or view is not of this form.
+    """
+    joints = _joints(joints)
+    poses = _poses(joints, len(joints), view)
+    left, right, bottom, top = _limits([poses])
+    left, right, bottom, top = min(left, -0.7) - _MARGIN, max(right, 0.7) + _MARGIN, bottom - 2 * _MARGIN, top + 0.35
+    width = 2 * round(height * (right - left) / (top - bottom) / 2)
+    title = textwrap.fill(title, max(width // 8, 20), max_lines=2) if title else ""
+    top += 0.12 * title.count("\n")
+    width = 2 * round(height * (right - left) / (top - bottom) / 2)
+    fig = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+    canvas, ax = FigureCanvasAgg(fig), fig.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(left, right), ylim=(bottom, top))
+    ax.set_axis_off()
+    fig.text(0.02, 0.98, title, va="top", color=_INK, fontsize="medium")
+    clock = fig.text(0.98, 0.02, "", ha="right", color=_INK, fontsize="small")
+    for text, color, place in (("left", _LEFT, 6), ("right", _RIGHT, 38)):
+        weight = "bold" if color == _LEFT else "normal"
+        fig.text(place / width, 0.02, text, color=color, fontsize="small", fontweight=weight)
+    ax.axhline(0, color=_INK, linewidth=0.8, alpha=0.5, zorder=0)
+    floor = ax.add_collection(LineCollection([], colors=_INK, linewidths=0.8, alpha=0.5, zorder=0))
+    yaw = np.deg2rad(_YAWS[view])
+    travel = joints[:, 0, 0] * np.cos(yaw) + joints[:, 0, 2] * np.sin(yaw)
+    for frame, pose, far in zip(*poses, strict=True):
+        marks = np.arange(np.ceil(2 * (travel[frame] + left)), 2 * (travel[frame] + right)) / 2 - travel[frame]
+        floor.set_segments([[(x, 0), (x, -0.06)] for x in marks])
+        clock.set_text(f"{frame / fps:.2f} s")
+        drawn = _draw_pose(ax, pose, far, _INK, height / 180)
+        canvas.draw()
+        yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        for artist in drawn:
+            artist.remove()
 
 
 def attention(weights, window=None, truth=(), ax=None, title=None):
@@ -546,6 +600,25 @@ def viewer(clips, titles, fps=FPS, attention=None, window=None, segments=None, h
     Raises:
         ValueError: shapes do not fit, titles do not match the clips, a motion leaves +-32 m, or a span leaves the clip.
     """
+    motion = viewer_data(clips, titles, fps, attention, window, segments)
+    titles = tuple(clip["title"] for clip in motion["clips"])
+    script = files(__package__).joinpath("viewer.js").read_text(encoding="utf-8")
+    content = html.escape(json.dumps(motion, separators=(",", ":")))
+    fallback = html.escape("Animation (needs JavaScript): " + ", ".join(titles))
+    return Viewer(
+        f'<script>{script}</script>\n<kinemic-skeleton height="{height:d}" data-motion="{content}">'
+        f"<p>{fallback}</p></kinemic-skeleton>",
+        titles,
+    )
+
+
+def viewer_data(clips, titles, fps=FPS, attention=None, window=None, segments=None) -> dict:
+    """What `viewer` puts into the page, as plain data for JSON; arguments and errors are those of `viewer`.
+
+    Returns:
+        fps, head (joint), colors, bones [parent, child, side (0 trunk, 1 left, 2 right)], clips [title, frames, data
+        (base64 of little-endian int16 millimetres, (frames, 22, 3))], and attention, window, segments where given.
+    """
     clips = [clips] if isinstance(clips, np.ndarray) and clips.ndim == 3 else list(clips)
     titles = (titles,) if isinstance(titles, str) else tuple(titles)
     if not clips or len(clips) != len(titles):
@@ -576,11 +649,4 @@ def viewer(clips, titles, fps=FPS, attention=None, window=None, segments=None, h
     if segments:
         spans = _spans(segments, first)
         motion["segments"] = [[*span, _tints(spans)[span[0]]] for span in spans]
-    script = files(__package__).joinpath("viewer.js").read_text(encoding="utf-8")
-    content = html.escape(json.dumps(motion, separators=(",", ":")))
-    fallback = html.escape("Animation (needs JavaScript): " + ", ".join(titles))
-    return Viewer(
-        f'<script>{script}</script>\n<kinemic-skeleton height="{height:d}" data-motion="{content}">'
-        f"<p>{fallback}</p></kinemic-skeleton>",
-        titles,
-    )
+    return motion

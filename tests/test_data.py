@@ -162,6 +162,15 @@ def npy(array, tmp):
     return (tmp / "x.npy").read_bytes()
 
 
+def test_clips_can_be_read_by_name_without_a_list(folder):
+    (listed,) = data.read_humanml3d(folder)
+    (folder / "train.txt").unlink()
+    (named,) = data.read_clips(folder, [listed.name])
+    assert np.array_equal(named.features, listed.features) and named.captions == listed.captions
+    with pytest.raises(FileNotFoundError, match="nobody.npy is missing"):
+        data.read_clips(folder, ["nobody"])
+
+
 @pytest.mark.parametrize("nan", ["nan", "NaN"])
 def test_nan_times_count_as_zero(folder, nan):
     damage(folder / "texts/a.txt", f"they jump#they/X#{nan}#{nan}\r\n\nthey kick#they/X#0.5#1.0")

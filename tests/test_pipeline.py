@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kinemic import data, har, motion
+from kinemic import data, export, har, motion
 from kinemic.artefacts import Store
 from kinemic.config import Experiment
 from kinemic.pipeline import Lab
@@ -56,6 +56,17 @@ def test_synthesis_reads_lengths_and_counts_from_the_shots_alone(lab, chain):
         made = [c for c in clips if c.action == name]
         assert len(made) == 2 and {len(c) for c in made} <= own
     assert all(np.isfinite(c.features).all() for c in clips)
+
+
+def test_generated_clips_can_be_exported_from_their_folder(lab, chain):
+    clips, motions = lab.load_clips(chain[1]), export.read(chain[1].folder)
+    assert [m.name for m in motions] == [c.name for c in clips] and {m.fps for m in motions} == {20}
+    for made, clip in zip(motions, clips, strict=True):
+        assert (made.label, made.caption) == (clip.action, lab.data.captions[clip.action])
+        np.testing.assert_allclose(made.joints, clip.joints, atol=1e-6)
+    assert [m.name for m in export.read(chain[1].folder, clips=[clips[3].name])] == [clips[3].name]
+    with pytest.raises(FileNotFoundError, match="has no clip 'synth_9'"):
+        export.read(chain[1].folder, clips=["synth_9"])
 
 
 def test_a_second_lab_loads_everything_and_computes_nothing(lab, chain, store, monkeypatch):

@@ -175,6 +175,19 @@ def test_show_gives_the_picture_its_alt_text_and_scales_it_for_dense_screens(mon
         viz.show(fig, " ")
 
 
+def test_frames_are_pictures_of_one_even_size_that_move(walk):
+    pictures = list(viz.frames(walk(5), 20, title="a person walks and walks and walks and walks and walks", height=200))
+    assert len(pictures) == 5 and {picture.shape for picture in pictures} == {pictures[0].shape}
+    high, wide, channels = pictures[0].shape
+    assert high == 200 and wide % 2 == 0 and channels == 3 and pictures[0].dtype == np.uint8
+    for before, after in itertools.pairwise(pictures):
+        changed = (before != after).any(axis=-1)
+        assert 0 < changed.mean() < 0.3  # the body and the marks on the floor, not the rest
+        assert changed[:20].sum() == 0
+    still = next(viz.frames(walk(5), 20, height=200))
+    assert (still[:20] == 255).all() and (pictures[0][:20] != 255).any()  # no title, no ink
+
+
 def test_viewer_carries_every_joint_within_half_a_millimetre(walk):
     clips = [walk(60), walk(45, heading=-2.0, seed=1)]
     page = Page(viz.viewer(clips, ["source", "target"]).html)
@@ -253,6 +266,7 @@ def test_the_script_may_come_twice_and_needs_nothing_from_elsewhere():
         lambda j: viz.viewer([j[0]], ["a"]),
         lambda j: viz.viewer(1000 * j, "millimetres"),
         lambda j: viz.viewer(j, "a", fps=0),
+        lambda j: next(viz.frames(j, 20, view="top")),
         lambda j: viz.viewer(j, "a", attention=np.ones(9)),
         lambda j: viz.viewer(j, "a", window=(50, 70)),
     ],
