@@ -564,7 +564,7 @@ def read_captions(path: Path) -> tuple[Caption, ...]:
 
 
 def read_labels(path: Path) -> dict[str, dict[str, str | None]]:
-    """The table `labels.csv` that `write_humanml3d` writes: name -> fields of `Clip`; empty where there is no such file.
+    """The table `labels.csv` of `write_humanml3d`: name -> fields of `Clip`; empty where there is no such file.
 
     Raises:
         ValueError: other columns, or a row of another length.

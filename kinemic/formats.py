@@ -159,7 +159,7 @@ def sources(path: str | Path) -> tuple[list[Source], Counter]:
         for name in sorted(files):
             if Path(name).suffix.lower() in _BY_SUFFIX:
                 found.append(Path(folder, name))
-            else:
+            elif Path(name).suffix.lower() != ".asf":  # read with its trials
                 ignored[Path(name).suffix.lower() or "none"] += 1
     if not found:
         raise ValueError(f"{path} holds no file of motion, expected some of {', '.join(_BY_SUFFIX)}")
@@ -187,7 +187,7 @@ def read(source: Source | str | Path, skeleton: Skeleton | None = None, fps: flo
         source = _source(Path(source), Path(source).stem)
     reader = _READERS[source.kind]
     try:
-        with np.errstate(all="ignore"):  # overflow ends as a position that is not finite, which is refused with its place
+        with np.errstate(all="ignore"):  # overflow ends as a position that is not finite, and is refused there
             return [replace(made, **_known(source, made)) for made in reader(source, skeleton, fps)]
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
@@ -223,6 +223,11 @@ def _from_ntu_name(name):
         return {}
     setup, _, performer, _, action = found.groups()
     return {"setup": f"S{setup}", "subject": f"P{performer}", "action": f"A{action}"}
+
+
+def _line(error):
+    """What an error of a library says, in one short line."""
+    return " ".join(str(error).split())[:150] or type(error).__name__
 
 
 # ---- rates ----------------------------------------------------------------------------------------------------------
@@ -275,7 +280,7 @@ def _numbers(text: str, first_line: int, width: int) -> np.ndarray:
         except ValueError:
             values = np.empty(0)
     # what comes after the last number must not be skipped in silence
-    if values.size % width == 0 and values.size == _count_words(text):
+    if values.size % width == 0 and values.size == len(text.split()):
         return values.reshape(-1, width)
     for line, row in enumerate(text.splitlines(), start=first_line):
         words = row.split()
@@ -284,11 +289,7 @@ def _numbers(text: str, first_line: int, width: int) -> np.ndarray:
                 raise ValueError(f"line {line}: {word[:40]!r} is no number; mend the line")
         if words and len(words) != width:
             raise ValueError(f"line {line} has {len(words)} numbers, expected {width}; mend or remove the line")
-    raise ValueError(f"line {first_line}: the numbers that follow cannot be read, expected {width} a line; write it again")
-
-
-def _count_words(text):
-    return len(text.split())
+    raise ValueError(f"line {first_line}: the numbers cannot be read, expected {width} a line; write the file again")
 
 
 def _is_number(word):
@@ -323,7 +324,7 @@ def _read_bvh(source, skeleton, fps):
     text = _text(source.path)
     found = re.search(r"(?m)^[ \t]*MOTION\b.*$", text)
     if found is None:
-        raise ValueError(f"there is no line MOTION, expected the frames after it; the file is cut off or no BVH")
+        raise ValueError("there is no line MOTION, expected the frames after it; the file is cut off or no BVH")
     bones = _hierarchy(text[: found.start()])
     line = text.count("\n", 0, found.end()) + 1
     block = text[found.end() :]
@@ -631,7 +632,7 @@ def _npy(stream, size, what):
             warnings.simplefilter("ignore")  # of files written by Python 2
             shape, fortran, dtype = header[version](stream)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{what} cannot be read ({' '.join(str(error).split())[:150]}); copy it again") from error
+        raise ValueError(f"{what} cannot be read ({_line(error)}); copy it again") from error
     if dtype.hasobject or dtype.kind not in "fiubUS":
         raise ValueError(f"{what} holds {dtype}, expected numbers; objects are never loaded, save it as numbers")
     count = 1
@@ -658,7 +659,7 @@ def _npz(path):
         if not members:
             raise ValueError("there are no arrays in it")
     except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is no archive of arrays ({' '.join(str(error).split())[:150]}); copy it again") from error
+        raise ValueError(f"{path} is no archive of arrays ({_line(error)}); copy it again") from error
 
     def array(key):
         info = members.get(key)
@@ -671,7 +672,7 @@ def _npz(path):
             with zipfile.ZipFile(path) as archive, archive.open(info) as stream:
                 raw = stream.read(info.file_size)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, OSError) as error:
-            raise ValueError(f"{what} cannot be read ({' '.join(str(error).split())[:150]}); copy it again") from error
+            raise ValueError(f"{what} cannot be read ({_line(error)}); copy it again") from error
         return _npy(io.BytesIO(raw), len(raw), what)
 
     return sorted(members), array
@@ -849,7 +850,6 @@ _TWO_PEOPLE = frozenset((*range(50, 61), *range(106, 121)))  # actions of NTU RG
 
 def _read_ntu(source, skeleton, fps):
     words = _text(source.path).split()
-    line = [0]
     if not words[0].isdecimal() or len(words[0]) > 9:
         raise ValueError(f"line 1 is {words[0][:40]!r}, expected the number of frames; is this an NTU .skeleton file?")
     declared, at = int(words[0]), 1
@@ -891,7 +891,6 @@ def _read_ntu(source, skeleton, fps):
             tracks.setdefault(body, {})[frame] = values
     if at != len(words):
         raise ValueError(f"line {lines + 1}: words follow after the {declared} frames of line 1; mend the number")
-    del line
     table = skeleton or skeletons.load("kinect25")
     rate, notes = _rate(NTU_FPS, fps)
     chosen, more = _choose(tracks.values())
@@ -905,7 +904,7 @@ def _read_ntu(source, skeleton, fps):
 def _kinect(name, joints, rate, table, kind, notes):
     names = tuple(table.joints)
     if len(names) != joints.shape[1]:
-        raise ValueError(f"bodies have {joints.shape[1]} joints, skeleton {table.name} has {len(names)}; choose another")
+        raise ValueError(f"a body has {joints.shape[1]} joints, skeleton {table.name} {len(names)}; choose another")
     return Recording(name, table.upright(joints), rate, names, table, kind, notes=notes, floor="lowest")
 
 
@@ -926,7 +925,7 @@ def _choose(tracks: Iterable[Mapping[int, np.ndarray]]):
     best, *others = tracks
     for other in others:  # a body that was lost and found again has a new number
         if best.keys().isdisjoint(other):
-            near = min(((abs(a - b), a, b) for a in (min(best), max(best)) for b in (min(other), max(other))))
+            near = min((abs(a - b), a, b) for a in (min(best), max(best)) for b in (min(other), max(other)))
             if np.linalg.norm(best[near[1]][0] - other[near[2]][0]) < 0.5:
                 best = best | other
                 notes += (f"two tracks of one body were joined at frame {max(near[1:])}",)
@@ -1082,9 +1081,8 @@ def _unpickle(path):
         except MemoryError:
             raise
         except Exception as error:  # a broken pickle may fail anywhere in the interpreter: one line says where
-            what = " ".join(str(error).split())[:150] or type(error).__name__
             raise ValueError(
-                f"byte {stream.tell()}: the pickle cannot be read ({what}); it is broken, or holds more than "
+                f"byte {stream.tell()}: the pickle cannot be read ({_line(error)}); it is broken, or holds more than "
                 "annotations: save dict(split, annotations) of numbers, texts and numpy arrays"
             ) from error
 
@@ -1117,7 +1115,7 @@ def _pyskl_item(item, member, skeleton, fps):
         raise ValueError(f"frame_dir is {str(name)[:60]!r}, expected a plain name that can be a file name; rename it")
     if not isinstance(points, _Array) or points.value.ndim != 4 or points.value.shape[3] != 3:
         shape = points.value.shape if isinstance(points, _Array) else type(points).__name__
-        raise ValueError(f"keypoint is {shape}, expected an array (persons, frames, joints, 3); 2-D poses have no depth")
+        raise ValueError(f"keypoint is {shape}, expected an array (persons, frames, joints, 3), with depth")
     if label is not None and type(label) is not int:
         raise ValueError(f"label is {str(label)[:40]!r}, expected a whole number")
     points = np.asarray(points.value, dtype=np.float64)

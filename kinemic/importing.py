@@ -15,7 +15,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,10 @@ def convert(
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.parent / f".{folder.name}.importing"
     (draft / _DONE).mkdir(parents=True, exist_ok=True)
+    tables = {name: str(table) for name, table in skeletons.known().items()}
     code = artefacts.source_hash("data", "formats", "importing", "motion", "skeletons")
-    work = (delayed(_import)(item, root, draft, settings, rows, code) for item in items)
+    same = artefacts.fingerprint([code, tables, str(settings)])
+    work = (delayed(_import)(item, root, draft, settings, rows, same) for item in items)
     entries, skipped, owners = [], [], {}
     try:
         for item, made in zip(items, _run(work, jobs), strict=True):
@@ -119,7 +121,7 @@ def convert(
                 for clip in entry["clips"]:
                     other = owners.setdefault(clip["name"].casefold(), where)
                     if other is not where:
-                        raise ValueError(f"{other} and {where} both give a clip {clip['name']}; rename one of the files")
+                        raise ValueError(f"{other} and {where} both give a clip {clip['name']}; rename one")
             entries += made["recordings"]
         if not entries:
             first = f"; the first: {skipped[0]['file']}, {skipped[0]['why']}" if skipped else ""
@@ -219,7 +221,8 @@ def summary(report: Mapping[str, Any]) -> str:
     groups: dict[tuple, list] = {}
     for entry in report["files"]:
         groups.setdefault((entry["format"], entry["skeleton"], entry["fps"]), []).append(entry)
-    lines = [f"{'format':20} {'skeleton':12} {'fps':>7} {'read':>6} {'frames':>8} {'seconds':>9} {'clips':>6} {'rows':>8}"]
+    head = ("format", "skeleton", "fps", "read", "frames", "seconds", "clips", "rows")
+    lines = ["{:20} {:12} {:>7} {:>6} {:>8} {:>9} {:>6} {:>8}".format(*head)]
     for (kind, skeleton, fps), entries in sorted(groups.items()):
         frames, seconds = sum(e["frames"] for e in entries), sum(e["seconds"] for e in entries)
         clips, rows = (sum(f(e) for e in entries) for f in (lambda e: len(e["clips"]), lambda e: e["rows"]))
@@ -265,11 +268,11 @@ def _place(item, root):
     return item.name
 
 
-def _import(item, root, draft, settings, rows, code):
+def _import(item, root, draft, settings, rows, same):
     """One file: its clips in the draft, and a record of what was done; found again if nothing changed."""
     try:
         labels = _labels_of(item, rows)
-        done = draft / _DONE / f"{_key(item, root, settings, labels, code)}.json"
+        done = draft / _DONE / f"{_key(item, root, labels, same)}.json"
         if done.is_file():
             return json.loads(done.read_text(encoding="utf-8"))
         recordings = formats.read(item, settings.skeleton, settings.fps) if isinstance(item, Source) else [item]
@@ -295,7 +298,8 @@ def _import(item, root, draft, settings, rows, code):
         return {"error": " ".join(str(error).split())}
 
 
-def _key(item, root, settings, labels, code):
+def _key(item, root, labels, same):
+    """What the clips of one file depend on: its bytes, its place, its labels, and what is the same for all files."""
     digest = hashlib.sha256()
     if isinstance(item, Source):
         for path in item.files:
@@ -304,9 +308,8 @@ def _key(item, root, settings, labels, code):
         about = [item.name, item.kind, dict(item.given)]
     else:
         digest.update(np.ascontiguousarray(item.joints).tobytes())
-        about = [str(replace(item, joints=np.zeros((1, len(item.names), 3))))]
-    tables = {name: str(skeleton) for name, skeleton in skeletons.known().items()}
-    return artefacts.fingerprint([_place(item, root), digest.hexdigest(), about, str(settings), labels, code, tables])
+        about = [str(getattr(item, each.name)) for each in fields(item) if each.name != "joints"]
+    return artefacts.fingerprint([_place(item, root), digest.hexdigest(), about, labels, same])
 
 
 def _labels_of(item, rows):
@@ -320,15 +323,15 @@ def _labelled(recording, rows):
     if not isinstance(rows, list) or not rows:
         return recording
     captions = tuple(data.Caption(row["caption"]) for row in rows if "caption" in row)
-    fields = {}
+    told = {}
     for field in ("action", "subject", "setup"):
         values = {row[field] for row in rows if field in row}
         if len(values) > 1:
             found = f"{recording.name} has the {field}s {', '.join(sorted(values))} in the label table"
             raise ValueError(f"{found}, expected one; mend its rows")
-        fields |= {field: value for value in values}
+        told.update((field, value) for value in values)
     splits = tuple(dict.fromkeys(row["split"] for row in rows if "split" in row))
-    return replace(recording, captions=captions or recording.captions, splits=splits or recording.splits, **fields)
+    return replace(recording, captions=captions or recording.captions, splits=splits or recording.splits, **told)
 
 
 def _within(captions: Sequence[data.Caption], start: int, stop: int) -> tuple[data.Caption, ...]:
@@ -344,12 +347,13 @@ def _within(captions: Sequence[data.Caption], start: int, stop: int) -> tuple[da
 
 
 def _entry(recording, clips, file):
+    frames = len(recording.joints)
     notes = list(recording.notes)
     if len(clips) > 1:
         notes.append(f"cut into {len(clips)} pieces")
     return {
         "file": file, "name": recording.name, "format": recording.format, "skeleton": recording.skeleton.name,
-        "fps": recording.fps, "frames": len(recording.joints), "seconds": round(len(recording.joints) / recording.fps, 3),
+        "fps": recording.fps, "frames": frames, "seconds": round(frames / recording.fps, 3),
         "rows": sum(map(len, clips)), "splits": list(recording.splits or ("train",)),
         "notes": notes + _doubts(recording.body()),
         "clips": [{"name": c.name, "rows": len(c), "captions": len(c.captions), "action": c.action,
