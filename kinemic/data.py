@@ -571,8 +571,11 @@ def read_labels(path: Path) -> dict[str, dict[str, str | None]]:
     """
     if not path.is_file():
         return {}
-    with open(path, newline="", encoding="utf-8") as stream:
-        rows = list(csv.reader(stream))
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            rows = list(csv.reader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not UTF-8 text with commas ({error}); save it as CSV, UTF-8") from error
     if not rows or rows[0] != _LABEL_COLUMNS:
         raise ValueError(f"{path}, line 1: columns are {rows[0] if rows else []}, expected {_LABEL_COLUMNS}")
     table = {}

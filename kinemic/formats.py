@@ -11,15 +11,10 @@ in one line that names the file, the place in it and what to do.
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import re
-import warnings
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +22,14 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from kinemic import data, motion, skeletons
+from kinemic import data, mocap, motion, skeletons, untrusted
 from kinemic.skeletons import Skeleton
 
 __all__ = ["Recording", "Source", "read", "sources"]
 
-MAX_TEXT = 2**28  # bytes of a text file
-MAX_ARRAY = 2**30  # bytes of an array
-MAX_METRES = 1e4  # nobody is recorded farther than this from the origin
 MAX_GAP = 0.5  # seconds that may be bridged where a body is missing
 NTU_FPS, HUMANML3D_FPS, KIT_FPS = 30.0, 20.0, 12.5  # what these formats prescribe; their files do not repeat it
+_KIT_FEATURES, _KIT_JOINTS = 251, 21
 
 # Rest pose of a person who stands with the arms held out, for axis-angle poses without their body model: directions of
 # the bones to one decimal, ours, with the lengths of HumanML3D's reference body.
@@ -89,7 +82,7 @@ class Recording:
         shape = np.shape(self.joints)
         if len(shape) != 3 or shape[0] < 1 or shape[1:] != (len(self.names), 3):
             raise ValueError(f"joints have shape {shape}, expected (frames >= 1, {len(self.names)}, 3)")
-        good = np.abs(self.joints) < MAX_METRES  # False for nan
+        good = np.abs(self.joints) < mocap.MAX_METRES  # False for nan
         if not good.all():
             frame, joint, axis = (int(i) for i in np.argwhere(~good)[0])
             found = f"{self.names[joint]} is at {self.joints[frame, joint, axis]:.3g} m in frame {frame}"
@@ -156,7 +149,7 @@ def sources(path: str | Path) -> tuple[list[Source], Counter]:
         folders.sort()
         if "new_joint_vecs" in folders:
             raise ValueError(f"{folder} is a data set folder inside the source; import it by itself")
-        for name in sorted(files):
+        for name in sorted(file for file in files if not file.startswith(".")):
             if Path(name).suffix.lower() in _BY_SUFFIX:
                 found.append(Path(folder, name))
             elif Path(name).suffix.lower() != ".asf":  # read with its trials
@@ -225,12 +218,7 @@ def _from_ntu_name(name):
     return {"setup": f"S{setup}", "subject": f"P{performer}", "action": f"A{action}"}
 
 
-def _line(error):
-    """What an error of a library says, in one short line."""
-    return " ".join(str(error).split())[:150] or type(error).__name__
-
-
-# ---- rates ----------------------------------------------------------------------------------------------------------
+# ---- rates -----------------------------------------------------------------------------------------------------------
 
 
 def _rate(stated, asked, where=""):
@@ -243,207 +231,26 @@ def _rate(stated, asked, where=""):
     return float(stated), ()
 
 
-def _whole_rate(frame_time: str) -> float:
-    """Frames per second of a printed frame time: the whole rate that rounds to it, if there is one."""
-    seconds = float(frame_time)
-    if not 0 < seconds < np.inf:
-        return seconds and 1 / seconds
-    rate = round(1 / seconds) if seconds > 1e-6 else 0
-    digits = len(frame_time.partition(".")[2]) if re.fullmatch(r"\d*\.\d+", frame_time) else 9
-    return float(rate) if rate and abs(round(1 / rate, digits) - seconds) < 1e-12 else 1 / seconds
-
-
-# ---- text -----------------------------------------------------------------------------------------------------------
-
-
-def _text(path: Path) -> str:
-    size = path.stat().st_size
-    if size > MAX_TEXT:
-        raise ValueError(f"{path} has {size} bytes, expected at most {MAX_TEXT}; cut it into parts")
-    raw = path.read_bytes()
-    if not raw.strip():
-        raise ValueError(f"{path} is empty; copy it again")
-    if b"\0" in raw:
-        raise ValueError(f"{path} is not plain text (byte {raw.index(0)} is zero); save it as UTF-8 text")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:  # old exporters write comments and names in the encoding of their country
-        return raw.decode("latin-1")
-
-
-def _numbers(text: str, first_line: int, width: int) -> np.ndarray:
-    """All numbers of a block of text, `(rows, width)`; on any trouble the first line that is at fault is named."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # numpy stops at what is no number and only warns
-        try:
-            values = np.fromstring(text, sep=" ")
-        except ValueError:
-            values = np.empty(0)
-    # what comes after the last number must not be skipped in silence
-    if values.size % width == 0 and values.size == len(text.split()):
-        return values.reshape(-1, width)
-    for line, row in enumerate(text.splitlines(), start=first_line):
-        words = row.split()
-        for word in words:
-            if not _is_number(word):
-                raise ValueError(f"line {line}: {word[:40]!r} is no number; mend the line")
-        if words and len(words) != width:
-            raise ValueError(f"line {line} has {len(words)} numbers, expected {width}; mend or remove the line")
-    raise ValueError(f"line {first_line}: the numbers cannot be read, expected {width} a line; write the file again")
-
-
-def _is_number(word):
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return "_" not in word
-
-
-def _floats(words: Sequence[str], count: int, line: int, what: str) -> list[float]:
-    if len(words) != count or not all(map(_is_number, words)):
-        raise ValueError(f"line {line}: {what} is {' '.join(words)[:60]!r}, expected {count} numbers; mend the line")
-    return [float(word) for word in words]
-
-
-# ---- BVH ------------------------------------------------------------------------------------------------------------
-
-_POSITION, _ROTATION = ("Xposition", "Yposition", "Zposition"), ("Xrotation", "Yrotation", "Zrotation")
-
-
-@dataclass
-class _Bone:
-    name: str
-    parent: int
-    offset: list[float]
-    channels: list[str]
-    first: int = 0  # column of its first channel
+# ---- hierarchies -----------------------------------------------------------------------------------------------------
 
 
 def _read_bvh(source, skeleton, fps):
-    text = _text(source.path)
-    found = re.search(r"(?m)^[ \t]*MOTION\b.*$", text)
-    if found is None:
-        raise ValueError("there is no line MOTION, expected the frames after it; the file is cut off or no BVH")
-    bones = _hierarchy(text[: found.start()])
-    line = text.count("\n", 0, found.end()) + 1
-    block = text[found.end() :]
-    # both lines stand before the numbers, in either order
-    head = re.match(r"\s*(?:(?:Frames\s*:[^\n]*|Frame\s+Time\s*:[^\n]*)\s*)*", block)[0]
-    declared = re.search(r"Frames\s*:[ \t]*(\S*)", head)
-    spacing = re.search(r"Frame\s+Time\s*:[ \t]*(\S*)", head)
-    if declared is None or not declared[1].isdecimal() or len(declared[1]) > 12:
-        said = declared[1] if declared else "missing"
-        raise ValueError(f"line {line + 1}: `Frames:` is {said[:40]}, expected a whole number; mend the line")
-    if spacing is not None and not (_is_number(spacing[1]) and float(spacing[1]) > 0):
-        place = line + head.count("\n", 0, spacing.start())
-        raise ValueError(f"line {place}: `Frame Time:` is {spacing[1][:40]!r}, expected seconds > 0; mend the line")
-    rate, notes = _rate(_whole_rate(spacing[1]) if spacing else None, fps, f" after line {line} (`Frame Time:`)")
-    width = sum(len(bone.channels) for bone in bones)
-    if width == 0:
-        raise ValueError("no joint has channels, expected rotations at least; the file holds no motion")
-    values = _numbers(block[len(head) :], line + head.count("\n"), width)
-    if len(values) != int(declared[1]):
-        said = f"line {line + 1} declares {int(declared[1])} frames, but there are {len(values)}"
-        raise ValueError(f"{said}; the file is cut off, or mend the number")
-    if len(values) == 0:
-        raise ValueError(f"line {line + 1}: there are no frames; nothing to read")
-    names = tuple(bone.name for bone in bones)
+    names, joints, stated = mocap.read_bvh(source.path)
+    rate, notes = _rate(stated, fps, " (`Frame Time:`)")
     skeleton = skeleton or skeletons.recognise(names)
-    joints = skeleton.upright(_pose_bvh(bones, values))
-    yield Recording(source.name, joints, rate, names, skeleton, "bvh", notes=notes)
+    yield Recording(source.name, skeleton.upright(joints), rate, tuple(names), skeleton, "bvh", notes=notes)
 
 
-def _hierarchy(text):
-    """The joints of a BVH file, parents first; end sites take part as `<parent>_end`."""
-    bones: list[_Bone] = []
-    open_ = []  # indices of the joints whose braces are open
-    waiting = None  # a name that waits for its brace
-    for line, row in enumerate(text.splitlines(), start=1):
-        for part in re.split(r"([{}])", row):
-            words = part.split()
-            if not words:
-                continue
-            key = words[0].upper()
-            name = part.strip()[len(words[0]) :].strip()
-            if part == "{":
-                if waiting is None:
-                    raise ValueError(f"line {line}: a brace without a joint before it; mend the line")
-                bones.append(_Bone(waiting, open_[-1] if open_ else -1, [], []))
-                open_.append(len(bones) - 1)
-                waiting = None
-            elif part == "}":
-                if not open_:
-                    raise ValueError(f"line {line}: a closing brace too many; mend the line")
-                if not bones[open_.pop()].offset:
-                    raise ValueError(f"line {line}: the joint that ends here has no OFFSET; add one")
-            elif key == "HIERARCHY" and not bones:
-                continue
-            elif key in ("ROOT", "JOINT") and name:
-                if (key == "ROOT") != (not open_) or (key == "ROOT" and bones):
-                    raise ValueError(f"line {line}: {key} {name[:40]} stands in the wrong place, expected one ROOT")
-                waiting = name
-            elif key == "END" and open_:
-                waiting = f"{bones[open_[-1]].name}_end"
-            elif key == "OFFSET" and open_:
-                bones[open_[-1]].offset = _floats(words[1:], 3, line, "OFFSET")
-            elif key == "CHANNELS" and open_:
-                bones[open_[-1]].channels = _channels(words, line)
-            else:
-                raise ValueError(f"line {line}: {part.strip()[:40]!r} is not part of a BVH hierarchy; mend the line")
-        if len(bones) > 1000:
-            raise ValueError(f"line {line}: more than 1000 joints, expected one person; the file is broken")
-    if open_ or waiting or not bones:
-        raise ValueError("the hierarchy before MOTION is not complete; the file is cut off or no BVH")
-    first = 0
-    for bone in bones:
-        bone.first, first = first, first + len(bone.channels)
-    return bones
-
-
-def _channels(words, line):
-    known = {name.lower(): name for name in (*_POSITION, *_ROTATION)}
-    names = [known.get(word.lower()) for word in words[2:]]
-    if len(words) < 2 or words[1] != str(len(names)) or None in names or len(set(names)) != len(names):
-        expected = "their number and so many of Xposition ... Zrotation, each once"
-        raise ValueError(f"line {line}: CHANNELS are {' '.join(words[1:])[:80]!r}, expected {expected}; mend the line")
-    return names
-
-
-def _pose_bvh(bones, values):
-    """Joints (T, J, 3) in file units. A position channel takes the place of the OFFSET's coordinate."""
-    frames = len(values)
-    joints = np.empty((frames, len(bones), 3))
-    turns = []  # of each joint in the world, (T, 3, 3); None where nothing above it turns
-    for index, bone in enumerate(bones):
-        here = values[:, bone.first : bone.first + len(bone.channels)]
-        step = np.tile(np.array(bone.offset), (frames, 1))
-        for column, channel in enumerate(bone.channels):
-            if channel in _POSITION:
-                step[:, _POSITION.index(channel)] = here[:, column]
-        above = turns[bone.parent] if bone.parent >= 0 else None
-        if above is not None:
-            step = np.einsum("tij,tj->ti", above, step)
-        joints[:, index] = step + (joints[:, bone.parent] if bone.parent >= 0 else 0)
-        spin = [column for column, channel in enumerate(bone.channels) if channel in _ROTATION]
-        if spin:
-            order = "".join(bone.channels[column][0] for column in spin)  # upper case: about the axes as they turn
-            own = _turns(order, here[:, spin])
-            above = own if above is None else above @ own
-        turns.append(above)
-    return joints
-
-
-def _turns(order, degrees):
-    """Rotation matrices (T, 3, 3) of Euler angles (T, n); places that are not finite stay so."""
-    degrees = np.where(np.abs(degrees) < 1e9, degrees, np.nan)  # no motion turns a million times: a broken number
-    bad = ~np.isfinite(degrees).all(axis=1)
-    matrices = Rotation.from_euler(order, np.where(bad[:, None], 0.0, degrees), degrees=True).as_matrix()
-    matrices[bad] = np.nan
-    return matrices
-
-
-# ---- ASF and AMC ----------------------------------------------------------------------------------------------------
+def _read_amc(source, skeleton, fps):
+    if len(source.files) != 2:
+        subject = source.path.stem.split("_")[0]
+        raise ValueError(f"{source.path} has no ASF file beside it, expected {subject}.asf with its skeleton; copy it")
+    rate, notes = _rate(None, fps, " (AMC files never do; most CMU trials have 120)")
+    names, joints = mocap.read_asf_amc(source.files[1], source.path)
+    skeleton = skeleton or skeletons.recognise(names)
+    trial = re.fullmatch(r"(\d+)_\d+", source.path.stem)
+    made = Recording(source.name, skeleton.upright(joints), rate, tuple(names), skeleton, "amc", notes=notes)
+    yield replace(made, subject=trial and trial[1])
 
 
 def _asf_beside(path):
@@ -453,229 +260,7 @@ def _asf_beside(path):
     return (same or here)[:1] if len(same or here) == 1 else []
 
 
-def _read_amc(source, skeleton, fps):
-    if len(source.files) != 2:
-        subject = source.path.stem.split("_")[0]
-        raise ValueError(f"{source.path} has no ASF file beside it, expected {subject}.asf with its skeleton; copy it")
-    rate, notes = _rate(None, fps, " (AMC files never do; most CMU trials have 120)")
-    try:
-        bones = _asf(_text(source.files[1]))
-    except ValueError as error:
-        raise ValueError(f"{source.files[1]}: {error}") from error
-    values = _amc(_text(source.path), bones)
-    names = tuple(bones)
-    skeleton = skeleton or skeletons.recognise(names)
-    frames = len(next(iter(values.values())))
-    joints, turns = np.empty((frames, len(names), 3)), {}
-    for index, (name, bone) in enumerate(bones.items()):
-        letters = [channel[1] for channel in bone["dof"] if channel[0] == "r"]
-        spin = [column for column, channel in enumerate(bone["dof"]) if channel[0] == "r"]
-        # lower case: about fixed axes, in the order of `axis`; angles refer to the bone's own frame, C M C^-1
-        sorted_ = sorted(range(len(spin)), key=lambda i: bone["order"].index(letters[i]))  # noqa: B023
-        local = np.eye(3)
-        if spin:
-            frame = Rotation.from_euler(bone["order"], bone["axis"], degrees=True).as_matrix()
-            order = "".join(letters[i] for i in sorted_)
-            local = frame @ _turns(order, values[name][:, [spin[i] for i in sorted_]]) @ frame.T
-        if bone["parent"] is None:
-            turns[name] = np.broadcast_to(local, (frames, 3, 3))
-            joints[:, index] = values[name][:, [bone["dof"].index(f"t{axis}") for axis in "xyz"]]
-        else:
-            turns[name] = turns[bone["parent"]] @ local
-            joints[:, index] = joints[:, names.index(bone["parent"])] + turns[name] @ np.array(bone["offset"])
-    subject = re.fullmatch(r"(\d+)_\d+", source.path.stem)
-    subject = subject and subject[1]
-    joints = skeleton.upright(joints)
-    yield Recording(source.name, joints, rate, names, skeleton, "amc", subject=subject, notes=notes)
-
-
-def _asf(text):
-    """Bones of an ASF file, parents first: parent, offset of the end in the rest pose, axis in degrees, dof."""
-    bones: dict[str, dict[str, Any]] = {}
-    parents: dict[str, str] = {}
-    section, bone, degrees = "", None, True
-    for line, row in enumerate(text.splitlines(), start=1):
-        words = row.split()
-        if not words or words[0].startswith("#"):
-            continue
-        key = words[0].lower()
-        if key.startswith(":"):
-            section = key
-            if key == ":root":
-                bone = bones["root"] = {"parent": None, "offset": [0.0] * 3, "axis": [0.0] * 3, "order": "xyz"}
-        elif section == ":units" and key == "angle":
-            degrees = words[1:2] != ["rad"]
-        elif section == ":root" and key == "order":
-            bone["dof"] = [word.lower() for word in words[1:]]
-            if sorted(bone["dof"]) != ["rx", "ry", "rz", "tx", "ty", "tz"]:
-                raise ValueError(f"line {line}: order is {' '.join(words[1:])[:40]!r}, expected TX TY TZ RX RY RZ")
-        elif section == ":root" and key == "axis":
-            bone["order"] = _axes(words[1:], line)
-        elif section == ":root" and key == "orientation":
-            bone["axis"] = _floats(words[1:], 3, line, "orientation")
-        elif section == ":bonedata" and key == "begin":
-            bone = {"dof": []}
-        elif section == ":bonedata" and bone is not None:
-            if key == "name" and len(words) == 2:
-                if words[1] in bones:
-                    raise ValueError(f"line {line}: a second bone is named {words[1][:40]}; rename one")
-                bones[words[1]] = bone
-            elif key == "direction":
-                bone["direction"] = _floats(words[1:], 3, line, "direction")
-            elif key == "length":
-                (bone["length"],) = _floats(words[1:], 1, line, "length")
-            elif key == "axis":
-                bone["axis"] = _floats(words[1:4], 3, line, "axis")
-                bone["order"] = _axes(words[4:], line)
-            elif key == "dof":
-                bone["dof"] = [word.lower() for word in words[1:]]
-                if not set(bone["dof"]) <= {"rx", "ry", "rz"} or len(set(bone["dof"])) != len(bone["dof"]):
-                    raise ValueError(f"line {line}: dof are {' '.join(words[1:])[:40]!r}, expected some of rx ry rz")
-        elif section == ":hierarchy" and key not in ("begin", "end"):
-            for child in words[1:]:
-                if child not in bones or words[0] not in bones or child in parents or child == "root":
-                    raise ValueError(f"line {line}: {child[:40]} under {words[0][:40]}, expected each bone once")
-                parents[child] = words[0]
-        if len(bones) > 1000:
-            raise ValueError(f"line {line}: more than 1000 bones, expected one person; the file is broken")
-    if not parents or "dof" not in bones.get("root", {}):
-        raise ValueError("there is no :root with its order, or no :hierarchy; the file is cut off or no ASF")
-    scale = 1.0 if degrees else 180 / np.pi
-    for name, bone in bones.items():
-        if name != "root" and not {"direction", "length", "axis"} <= bone.keys():
-            raise ValueError(f"bone {name} lacks direction, length or axis; mend the file")
-        if name != "root":
-            bone["offset"] = [bone["length"] * x for x in bone["direction"]]
-        bone["axis"], bone["scale"] = [scale * x for x in bone["axis"]], scale
-        if not np.isfinite([*bone["axis"], *bone["offset"]]).all():
-            raise ValueError(f"bone {name} has numbers that are not finite; mend the file")
-    ordered, children = {"root": bones["root"]}, {}
-    for child, parent in parents.items():
-        children.setdefault(parent, []).append(child)
-    queue = ["root"]
-    for parent in queue:  # grows as it is walked; a bone outside the tree is never reached
-        for child in children.get(parent, ()):
-            ordered[child] = bones[child] | {"parent": parent}
-            queue.append(child)
-    return ordered
-
-
-def _axes(words, line):
-    if len(words) != 1 or sorted(words[0].lower()) != ["x", "y", "z"]:
-        raise ValueError(f"line {line}: axis order is {' '.join(words)[:40]!r}, expected three letters such as XYZ")
-    return words[0].lower()
-
-
-def _amc(text, bones):
-    """Channels of each bone that has some, (T, n), degrees."""
-    words, lines = [], []
-    skip = True
-    for line, row in enumerate(text.splitlines(), start=1):
-        parts = row.split()
-        if skip and (not parts or parts[0][0] in "#:"):
-            continue
-        skip = False
-        words += parts
-        lines += [line] * len(parts)
-    wanted = {name: len(bone["dof"]) for name, bone in bones.items() if bone["dof"]}
-    order, at = [], 1  # bones in the order of the first frame
-    while at < len(words) and words[at] in wanted and len(order) <= len(wanted):
-        order.append(words[at])
-        at += 1 + wanted[words[at]]
-    if sorted(order) != sorted(wanted):
-        found = f"{words[at][:40]!r}" if at < len(words) else "its end"
-        missing = sorted(set(wanted) - set(order))
-        raise ValueError(
-            f"line {lines[min(at, len(lines) - 1)] if lines else 1}: the first frame has {found}, expected each bone "
-            f"of the ASF once, as many numbers as it has dof{'; missing ' + ', '.join(missing[:5]) if missing else ''}"
-        )
-    width = at
-    for start in range(0, len(words), width):
-        frame, column = words[start : start + width], 1
-        for name in order:
-            if frame[column : column + 1] != [name] or len(frame) < column + 1 + wanted[name]:
-                place = lines[min(start + column, len(lines) - 1)]
-                raise ValueError(f"line {place}: frame {start // width + 1} is not complete at {name}; mend the file")
-            column += 1 + wanted[name]
-    grid = np.array(words, dtype=object).reshape(-1, width)
-    keep, column, columns = [], 1, {}
-    for name in order:
-        columns[name] = slice(len(keep), len(keep) + wanted[name])
-        keep += range(column + 1, column + 1 + wanted[name])
-        column += 1 + wanted[name]
-    try:
-        values = grid[:, keep].astype(np.float64)
-    except ValueError:
-        for row, column in np.ndindex(grid.shape[0], len(keep)):
-            word = grid[row, keep[column]]
-            if not _is_number(word):
-                place = lines[row * width + keep[column]]
-                raise ValueError(f"line {place}: {word[:40]!r} is no number; mend the line") from None
-        raise
-    scale = bones["root"]["scale"]
-    turn = np.array([dof[0] == "r" for name in order for dof in bones[name]["dof"]])
-    values[:, turn] *= scale
-    return {name: values[:, columns[name]] for name in order}
-
-
-# ---- arrays ---------------------------------------------------------------------------------------------------------
-
-
-def _npy(stream, size, what):
-    """One .npy array of numbers from a stream of `size` bytes; the header is believed only as far as bytes follow."""
-    try:
-        version = np.lib.format.read_magic(stream)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in header:
-            raise ValueError(f"version {version} of the format is not known")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of files written by Python 2
-            shape, fortran, dtype = header[version](stream)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{what} cannot be read ({_line(error)}); copy it again") from error
-    if dtype.hasobject or dtype.kind not in "fiubUS":
-        raise ValueError(f"{what} holds {dtype}, expected numbers; objects are never loaded, save it as numbers")
-    count = 1
-    for length in shape:
-        count *= length
-    needed = count * dtype.itemsize
-    if min(shape, default=0) < 0 or needed > MAX_ARRAY or needed > size - stream.tell():
-        found = f"{what} declares {shape} of {dtype} ({needed} bytes)"
-        raise ValueError(f"{found}, expected at most what the file holds and {MAX_ARRAY}; it is cut off or broken")
-    values = np.frombuffer(stream.read(needed), dtype, count=count) if count else np.empty(0, dtype)
-    return values.reshape(shape, order="F" if fortran else "C")
-
-
-def _load_npy(path):
-    with open(path, "rb") as stream:
-        return _npy(stream, path.stat().st_size, str(path))
-
-
-def _npz(path):
-    """Arrays of a .npz by key; others than small ones are read when asked for."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename[:-4]: info for info in archive.infolist() if info.filename.endswith(".npy")}
-        if not members:
-            raise ValueError("there are no arrays in it")
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is no archive of arrays ({_line(error)}); copy it again") from error
-
-    def array(key):
-        info = members.get(key)
-        if info is None:
-            return None
-        what = f"{path}, array {key}"
-        if info.file_size > MAX_ARRAY:
-            raise ValueError(f"{what} declares {info.file_size} bytes, expected at most {MAX_ARRAY}; cut it into parts")
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(info) as stream:
-                raw = stream.read(info.file_size)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, OSError) as error:
-            raise ValueError(f"{what} cannot be read ({_line(error)}); copy it again") from error
-        return _npy(io.BytesIO(raw), len(raw), what)
-
-    return sorted(members), array
+# ---- arrays ----------------------------------------------------------------------------------------------------------
 
 
 def _scalar(values, what, kind):
@@ -687,12 +272,12 @@ def _scalar(values, what, kind):
 
 
 def _read_npy(source, skeleton, fps):
-    values = _load_npy(source.path)
+    values = untrusted.load_npy(source.path)
     yield _from_array(source, values, skeleton, fps)
 
 
 def _read_npz(source, skeleton, fps):
-    keys, array = _npz(source.path)
+    keys, array = untrusted.load_npz(source.path)
     if "poses" in keys:
         yield from _read_amass(source, array, skeleton, fps)
     elif "joints" in keys:
@@ -742,9 +327,6 @@ def _from_array(source, values, skeleton, fps, stated=None, names=None):
     return Recording(source.name, skeleton.upright(values), rate, names, skeleton, "joints", notes=notes)
 
 
-_KIT_FEATURES, _KIT_JOINTS = 251, 21
-
-
 def _from_kit(rows):
     """Joints (T + 1, 21, 3) of KIT-ML rows: the layout of HumanML3D with one joint less, so its decoder serves."""
     wide = np.zeros((len(rows), motion.NUM_FEATURES))
@@ -784,12 +366,12 @@ def _read_amass(source, array, skeleton, fps):
         bone = bone * (motion.BONE_LENGTHS[child] / np.linalg.norm(bone))
         joints[:, child] = joints[:, parent] + world[:, parent] @ bone
         world[:, child] = world[:, parent] @ local[:, child]
-    notes += ("AMASS rotations on a standard body, not on the body model: limbs are within a few centimetres",)
+    notes += ("AMASS rotations on a standard body of ours, not on its body model: positions are approximate",)
     joints = table.upright(joints)
     yield Recording(source.name, joints, rate, motion.JOINT_NAMES, table, "AMASS", notes=notes)
 
 
-# ---- folders of the HumanML3D layout --------------------------------------------------------------------------------
+# ---- folders of the HumanML3D layout ---------------------------------------------------------------------------------
 
 
 def _data_set(folder):
@@ -802,7 +384,7 @@ def _data_set(folder):
     member: dict[str, list[str]] = {}
     for path in sorted(lists.rglob("*.txt") if vibe else lists.glob("*.txt")):
         split = "-".join(path.relative_to(lists).with_suffix("").parts)
-        if split.endswith("_y") or not re.fullmatch(r"[\w-]+", split) or path.stat().st_size > MAX_TEXT:
+        if split.endswith("_y") or not re.fullmatch(r"[\w-]+", split) or path.stat().st_size > mocap.MAX_TEXT:
             continue
         for name in dict.fromkeys(path.read_text(encoding="utf-8", errors="replace").split()):
             member.setdefault(name, []).append(split)
@@ -832,7 +414,9 @@ def _has_classes(folder):
 
 
 def _read_vectors(source, skeleton, fps):
-    values = _load_npy(source.path)
+    if skeleton is not None:
+        raise ValueError("a data set folder has its own skeleton; leave --skeleton out")
+    values = untrusted.load_npy(source.path)
     if values.ndim != 2 or values.shape[1] not in (motion.NUM_FEATURES, _KIT_FEATURES):
         raise ValueError(f"the array has shape {values.shape}, expected (rows, 263) or (rows, 251) in new_joint_vecs")
     made = _from_array(source, values, None, fps)
@@ -842,55 +426,14 @@ def _read_vectors(source, skeleton, fps):
     yield replace(made, captions=captions, **kind)
 
 
-# ---- NTU RGB+D ------------------------------------------------------------------------------------------------------
+# ---- NTU RGB+D -------------------------------------------------------------------------------------------------------
 
-_KINECT = 25
-_TWO_PEOPLE = frozenset((*range(50, 61), *range(106, 121)))  # actions of NTU RGB+D 120 for two
+# actions of NTU RGB+D 120 for two
+_TWO_PEOPLE = frozenset((*range(50, 61), *range(106, 121)))
 
 
 def _read_ntu(source, skeleton, fps):
-    words = _text(source.path).split()
-    if not words[0].isdecimal() or len(words[0]) > 9:
-        raise ValueError(f"line 1 is {words[0][:40]!r}, expected the number of frames; is this an NTU .skeleton file?")
-    declared, at = int(words[0]), 1
-    if declared > len(words):
-        raise ValueError(f"line 1 declares {declared} frames, but only {len(words)} words follow; the file is cut off")
-    tracks: dict[str, dict[int, np.ndarray]] = {}
-    lines = 1
-
-    def take(count, what):
-        nonlocal at
-        if at + count > len(words):
-            raise ValueError(f"line {lines + 1}: the file ends within {what}; it is cut off, copy it again")
-        at += count
-        return words[at - count : at]
-
-    for frame in range(declared):
-        (bodies,) = take(1, f"frame {frame}")
-        lines += 1
-        if not bodies.isdecimal() or int(bodies[:4]) > 20:
-            raise ValueError(f"line {lines}: frame {frame} has {bodies[:40]!r} bodies, expected 0 to 20; mend the file")
-        for _ in range(int(bodies)):
-            body, *_ = take(10, f"a body of frame {frame}")
-            (count,) = take(1, f"a body of frame {frame}")
-            lines += 2
-            if count != str(_KINECT):
-                raise ValueError(f"line {lines}: a body has {count[:40]!r} joints, expected {_KINECT}; mend the file")
-            rows = take(12 * _KINECT, f"a body of frame {frame}")
-            try:
-                values = np.array(rows, dtype=object).astype(np.float64).reshape(_KINECT, 12)[:, :3]
-            except ValueError:
-                bad = next(i for i, word in enumerate(rows) if not _is_number(word))
-                raise ValueError(
-                    f"line {lines + 1 + bad // 12}: {rows[bad][:40]!r} is no number; mend the line"
-                ) from None
-            if not (np.abs(values) < MAX_METRES).all():
-                row = int(np.argmin((np.abs(values) < MAX_METRES).all(axis=1)))
-                raise ValueError(f"line {lines + 1 + row}: {values[row]} is no position in metres; mend the line")
-            lines += _KINECT
-            tracks.setdefault(body, {})[frame] = values
-    if at != len(words):
-        raise ValueError(f"line {lines + 1}: words follow after the {declared} frames of line 1; mend the number")
+    declared, tracks = mocap.read_ntu(source.path)
     table = skeleton or skeletons.load("kinect25")
     rate, notes = _rate(NTU_FPS, fps)
     chosen, more = _choose(tracks.values())
@@ -959,136 +502,11 @@ def _bridge(track, declared, fps):
     return joints, notes
 
 
-# ---- pyskl ----------------------------------------------------------------------------------------------------------
-
-
-class _Dtype:
-    """Stands for numpy.dtype in a pickle: a plain kind of number, nothing else."""
-
-    def __init__(self, code, *_):
-        self.dtype = np.dtype(code) if re.fullmatch(r"[<>|=]?[fiub][1248]", str(code)) else None
-        if self.dtype is None:
-            raise ValueError(f"arrays of {str(code)[:40]!r} are not read, expected numbers")
-
-    def __setstate__(self, state):
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array:
-    """Stands for an array in a pickle: bytes with a shape, checked against each other."""
-
-    value: np.ndarray
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran, raw = state
-        self.value = self._from(raw, dtype, shape, "F" if fortran else "C")
-
-    @staticmethod
-    def _from(raw, dtype, shape, order):
-        if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes):
-            raise ValueError("an array is not made of numbers")
-        if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
-            raise ValueError(f"an array has the shape {str(shape)[:40]}")
-        return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
-
-
-def _new_array(*_):
-    return _Array()
-
-
-def _buffer_array(raw, dtype, shape, order):
-    made = _Array()
-    made.value = _Array._from(raw, dtype, shape, order)
-    return made
-
-
-def _number(dtype, raw):
-    return _Array._from(raw, dtype, (1,), "C")[0].item()
-
-
-def _latin(text, encoding):
-    if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
-        raise ValueError(f"text in the encoding {str(encoding)[:40]!r}")
-    return text.encode("latin-1")
-
-
-class _Nothing:
-    """Stands for the type numpy.ndarray, which a pickle names and must not call."""
-
-
-class _Unpickler(pickle._Unpickler):
-    """Reads plain data and arrays of numbers, and runs nothing of what a file names.
-
-    The interpreter in Python serves, because that in C allocates what a broken file declares. Names of numpy stand for
-    the small classes above; no function of numpy is ever called with what a file says.
-    """
-
-    _names = {("numpy", "dtype"): _Dtype, ("numpy", "ndarray"): _Nothing, ("_codecs", "encode"): _latin}
-    for _module in ("numpy.core.", "numpy._core."):
-        _names[_module + "multiarray", "_reconstruct"] = _new_array
-        _names[_module + "multiarray", "scalar"] = _number
-        _names[_module + "numeric", "_frombuffer"] = _buffer_array
-    # those that make objects of any class, refer outside of the file, or allocate by a declared size
-    dispatch = {
-        code: call
-        for code, call in pickle._Unpickler.dispatch.items()
-        if bytes([code]) not in (pickle.PERSID, pickle.BINPERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ,
-                                 pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8,
-                                 pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)
-    }  # fmt: skip
-
-    def find_class(self, module, name):
-        if (module, name) not in self._names:
-            raise ValueError(f"it names {module}.{name}"[:80] + ", expected arrays of numpy and plain data only")
-        return self._names[module, name]
-
-    def load_reduce(self):
-        arguments, call = self.stack.pop(), self.stack[-1]
-        if call not in self._names.values() or call is _Nothing or not isinstance(arguments, tuple):
-            raise ValueError("it calls something that is no array of numpy")
-        self.stack[-1] = call(*arguments)
-
-    def load_build(self):
-        state, made = self.stack.pop(), self.stack[-1]
-        if not isinstance(made, _Array | _Dtype):
-            raise ValueError("it sets the state of something that is no array of numpy")
-        made.__setstate__(state)
-
-    dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.BUILD[0]] = load_build
-
-
-class _Bounded:
-    """A file that is never asked for more bytes than it has."""
-
-    def __init__(self, stream, size):
-        self.stream, self.size = stream, size
-
-    def read(self, count):
-        if count > self.size - self.stream.tell():
-            raise EOFError(f"{count} bytes are declared, fewer follow")
-        return self.stream.read(count)
-
-    def readline(self):
-        return self.stream.readline(2**20)
-
-
-def _unpickle(path):
-    with open(path, "rb") as stream:
-        try:
-            return _Unpickler(_Bounded(stream, path.stat().st_size)).load()
-        except MemoryError:
-            raise
-        except Exception as error:  # a broken pickle may fail anywhere in the interpreter: one line says where
-            raise ValueError(
-                f"byte {stream.tell()}: the pickle cannot be read ({_line(error)}); it is broken, or holds more than "
-                "annotations: save dict(split, annotations) of numbers, texts and numpy arrays"
-            ) from error
+# ---- pyskl -----------------------------------------------------------------------------------------------------------
 
 
 def _read_pyskl(source, skeleton, fps):
-    table = _unpickle(source.path)
+    table = untrusted.load_pickle(source.path)
     split, items = (table.get("split", {}), table.get("annotations")) if isinstance(table, dict) else ({}, table)
     if not isinstance(items, list) or not items or not isinstance(split, dict):
         raise ValueError("the pickle is no dict(split=..., annotations=[...]) of pyskl; write it in that form")
@@ -1098,7 +516,7 @@ def _read_pyskl(source, skeleton, fps):
             raise ValueError(f"split {str(name)[:40]!r} is no list of names; mend the key split")
         for each in ids:
             if isinstance(each, str):
-                member.setdefault(each, []).append(re.sub(r"[^\w-]+", "-", name))
+                member.setdefault(each, []).append(re.sub(r"[^\w-]+", "-", name)[:100] or "unnamed")
     for row, item in enumerate(items):
         try:
             yield _pyskl_item(item, member, skeleton, fps)
@@ -1113,8 +531,8 @@ def _pyskl_item(item, member, skeleton, fps):
     name, points, label = item["frame_dir"], item["keypoint"], item.get("label")
     if not isinstance(name, str) or not re.fullmatch(r"[^\s/\\.][^\s/\\]{0,149}", name) or name != _clean(name):
         raise ValueError(f"frame_dir is {str(name)[:60]!r}, expected a plain name that can be a file name; rename it")
-    if not isinstance(points, _Array) or points.value.ndim != 4 or points.value.shape[3] != 3:
-        shape = points.value.shape if isinstance(points, _Array) else type(points).__name__
+    if not isinstance(points, untrusted.Array) or points.value.ndim != 4 or points.value.shape[3] != 3:
+        shape = points.value.shape if isinstance(points, untrusted.Array) else type(points).__name__
         raise ValueError(f"keypoint is {shape}, expected an array (persons, frames, joints, 3), with depth")
     if label is not None and type(label) is not int:
         raise ValueError(f"label is {str(label)[:40]!r}, expected a whole number")
@@ -1129,7 +547,7 @@ def _pyskl_item(item, member, skeleton, fps):
             raise ValueError(f"keypoint has {joints} joints, expected 25 (NTU) or 22; say which (--skeleton)")
         skeleton = skeletons.load(table)
     told = _from_ntu_name(name)
-    rate, notes = _rate(NTU_FPS if told and joints == _KINECT else None, fps, " (pyskl annotations never do)")
+    rate, notes = _rate(NTU_FPS if told and joints == mocap.KINECT else None, fps, " (pyskl annotations never do)")
     tracks = []
     for person in points:  # frames without a body are zero
         there = np.flatnonzero(np.abs(person).max(axis=(1, 2)) > 0)

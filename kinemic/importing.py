@@ -103,7 +103,7 @@ def convert(
     draft = folder.parent / f".{folder.name}.importing"
     (draft / _DONE).mkdir(parents=True, exist_ok=True)
     tables = {name: str(table) for name, table in skeletons.known().items()}
-    code = artefacts.source_hash("data", "formats", "importing", "motion", "skeletons")
+    code = artefacts.source_hash("data", "formats", "importing", "mocap", "motion", "skeletons", "untrusted")
     same = artefacts.fingerprint([code, tables, str(settings)])
     work = (delayed(_import)(item, root, draft, settings, rows, same) for item in items)
     entries, skipped, owners = [], [], {}
@@ -291,6 +291,8 @@ def _import(item, root, draft, settings, rows, same):
                 data.write_clip(draft, clip)
             made.append(_entry(recording, clips, _place(item, root)))
         record = {"recordings": made}
+        if not made:
+            return record
         _write_text(done.with_suffix(".partial"), json.dumps(record))
         done.with_suffix(".partial").replace(done)
         return record
