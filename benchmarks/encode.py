@@ -5,8 +5,8 @@
 The baseline below is written from the specification of the features alone, one frame and one bone at a time, with
 quaternions as tuples of numbers; it uses nothing of the package. Both do the same steps on the same clips: reference
 bones, floor, origin, facing, contacts, inverse kinematics with a smoothed heading, features. Results must agree within
-1e-5, or the script stops. Clips come from the embedded world; they are at 20 frames per second already. Runs alternate, the median
-counts; the loop is timed on the first clips only, because it is slow, and compared per frame.
+1e-5, or the script stops. Clips come from the embedded world; they are at 20 frames per second already. Runs alternate,
+the median counts; the loop is timed on the first clips only, because it is slow, and compared per frame.
 """
 
 from __future__ import annotations

@@ -210,8 +210,8 @@ def test_the_command_says_what_to_do_with_unknown_bones(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "nearest is mixamo, which needs" in error and "--skeleton FILE.yaml" in error
     (tmp_path / "own.yaml").write_text(
-        "base: mixamo\nmapping: {left_shoulder: LeftFlipper, left_elbow: LeftForeFlipper, right_shoulder: RightFlipper, "
-        "right_elbow: RightForeFlipper}\n"
+        "base: mixamo\nmapping: {left_shoulder: LeftFlipper, left_elbow: LeftForeFlipper, "
+        "right_shoulder: RightFlipper, right_elbow: RightForeFlipper}\n"
     )
     assert main(["import", str(path), "--to", str(tmp_path / "mine"), "--skeleton", str(tmp_path / "own.yaml")]) == 0
     assert not list(tmp_path.glob(".*"))

@@ -11,9 +11,9 @@ OWN = "metres_per_unit: 0.01\nup: z\nmapping:\n" + "".join(f"  {name}: b_{name}\
 
 def test_known_skeletons_are_trees_with_all_22_joints():
     assert set(skeletons.known()) == {
-        "humanml3d", "smpl22", "smplh", "kinect25", "kit21", "bandai", "cmu", "mixamo"
+        "humanml3d", "kinemic", "smpl22", "smplh", "kinect25", "kit21", "bandai", "cmu", "mixamo"
     }  # fmt: skip
-    sizes = {"smplh": 52, "kinect25": 25, "kit21": 21, "cmu": 31}
+    sizes = {"kinemic": 26, "smplh": 52, "kinect25": 25, "kit21": 21, "cmu": 31}
     for name, skeleton in skeletons.known().items():
         assert len(skeleton.joints) == sizes.get(name, 22)
         for joint in skeleton.joints:
@@ -62,7 +62,8 @@ def test_names_are_recognised_with_and_without_a_prefix():
     for prefix in ("mixamorig:", "mixamorig1:", "mixamorig_", "Armature|hero:"):
         found = skeletons.recognise([prefix + name for name in names])
         assert found.name == "mixamo" and found.find([prefix + name for name in names])["Hips"] == 0
-    assert skeletons.recognise(list(skeletons.known()["bandai"].joints)).name == "bandai"
+    for name in ("bandai", "cmu", "humanml3d", "kinemic"):
+        assert skeletons.recognise(list(skeletons.known()[name].joints)).name == name
     with pytest.raises(ValueError, match="no known skeleton fits the joints hip, chest; nearest is"):
         skeletons.recognise(["hip", "chest"])
     with pytest.raises(ValueError, match="Hips is there 2 times"):
