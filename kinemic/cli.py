@@ -34,6 +34,76 @@ A run gets one core; set OMP_NUM_THREADS to give it more, and lower --workers ac
 exit code: 0 all runs are finished, 1 some failed, 2 nothing was run because of an error, 130 interrupted
 """
 
+IMPORT = """\
+kinds of SOURCE (a file, or a folder that is searched for them):
+  .bvh                  any channel order; the skeleton is recognised by its bone names
+  .amc                  CMU, with the .asf beside it; needs --fps (most trials: 120)
+  .npz of AMASS         poses and trans, on a standard body; needs --fps where the file has no rate
+  .npy, .npz            joints (frames, joints, 3), in the .npz with fps and names; .npy needs --fps
+  .skeleton             NTU RGB+D: of several bodies the one that moves most
+  .pkl                  annotations of pyskl; read without running anything
+  a folder              in the layout of HumanML3D, KIT-ML or NTU-VIBE
+
+examples:
+  kinemic import walk.bvh --to mine
+  kinemic import takes/ --to mine --labels takes.csv --licence "CC BY 4.0, A. Name" --jobs 4
+  kinemic import cmu/02 --to cmu02 --fps 120
+  kinemic import robot.bvh --to mine --skeleton robot.yaml
+
+The label table is a CSV file with the column name (of the file, without ending) and any of caption, action, subject,
+setup, split; a name with several captions has several rows. A target for the chapters needs actions, subjects, a
+caption per class and the lists (split) pool and test; a source needs captions and the list train, the default.
+
+A skeleton file says which bones of yours are the 22 joints, how long a unit is and which axis points up:
+  metres_per_unit: 0.01
+  up: z
+  mapping: {pelvis: hip, spine1: {hip: 0.5, chest: 0.5}, ...}
+Known skeletons: humanml3d, kinemic, smpl22, smplh, kinect25, kit21, bandai, cmu, mixamo. `base: mixamo` starts from one of them.
+
+Recordings are brought to 20 frames per second and the reference bones, and cut into pieces of at most 199 frames.
+The import stops at the first file that cannot be read; the same command then goes on where it was. Until all is there
+the clips wait in the hidden folder .NAME.importing beside FOLDER; delete it to give up.
+
+exit code: 0 imported, 2 nothing was written because of an error, 130 interrupted
+"""
+
+
+def _add_import(verbs) -> None:
+    parser = verbs.add_parser(
+        "import",
+        help="turn recorded motion into a folder that the chapters read",
+        description="Turn recorded motion into a folder in the layout of HumanML3D, with a report.",
+        epilog=IMPORT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a file, or a folder of files, see below")
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="folder to make")
+    parser.add_argument("--skeleton", metavar="NAME|FILE", help="a known skeleton or a YAML file; default: recognised")
+    parser.add_argument("--labels", metavar="CSV", help="table of captions, actions, subjects, set-ups and lists")
+    parser.add_argument("--fps", type=float, metavar="F", help="frames per second of files that do not state it")
+    parser.add_argument("--licence", metavar="TEXT", help="terms of the recordings, kept in LICENCE.txt")
+    parser.add_argument("--keep-bones", action="store_true", help="keep each body's own bone lengths")
+    parser.add_argument("--max-frames", type=int, default=199, metavar="N", help="rows of a piece, 0 does not cut")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out files that cannot be read, and list them")
+    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="processes, default 1")
+    parser.set_defaults(run=_import)
+
+
+def _import(args: argparse.Namespace) -> int:
+    from kinemic import importing
+
+    try:
+        report = importing.convert(
+            args.source, args.to, skeleton=args.skeleton, labels=args.labels, fps=args.fps, licence=args.licence,
+            retarget=not args.keep_bones, max_frames=args.max_frames, skip_bad=args.skip_bad, jobs=args.jobs,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with the next file", file=sys.stderr)
+        return 130
+    print(importing.summary(report))
+    print(f"{args.to}: {report['clips']} clips, {report['rows'] / report['fps']:.1f} seconds; report in import.json")
+    return 0
+
 
 def _add_sweep(verbs) -> None:
     parser = verbs.add_parser(
@@ -155,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kinemic", description=kinemic.__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"kinemic {kinemic.__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs, each with its own --help")
-    for add in (_add_sweep, _add_export):
+    for add in (_add_import, _add_export, _add_sweep):
         add(verbs)
     args = parser.parse_args(argv)
     try:

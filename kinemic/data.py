@@ -29,8 +29,9 @@ from kinemic import motion
 
 # fmt: off
 __all__ = [
-    "XSUB_TRAIN", "Batch", "Caption", "Clip", "Segment", "collate", "crop_to_unit", "entries", "few_shot",
-    "official_split", "read_clips", "read_humanml3d", "read_ntu_vibe", "subject_disjoint", "write_humanml3d",
+    "NTU_NAME", "XSUB_TRAIN", "Batch", "Caption", "Clip", "Segment", "collate", "crop_to_unit", "entries", "few_shot",
+    "ntu_classes", "official_split", "read_captions", "read_clips", "read_humanml3d", "read_labels", "read_ntu_vibe",
+    "subject_disjoint", "write_clip", "write_humanml3d", "write_tables",
 ]
 
 # performers on the training side of the NTU RGB+D 120 cross-subject protocol
@@ -40,7 +41,8 @@ XSUB_TRAIN = frozenset((
 ))
 # fmt: on
 
-_NTU_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
+# set-up, camera, performer, replication and action of an NTU RGB+D sample
+NTU_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
 _LABEL_COLUMNS = ["name", "action", "subject", "setup"]
 
 
@@ -182,7 +184,7 @@ def read_humanml3d(folder: str | Path, split: str = "train") -> list[Clip]:
 def read_clips(folder: str | Path, names: Iterable[str]) -> list[Clip]:
     """Clips of a HumanML3D folder by their names, in the order given; for the rest see `read_humanml3d`."""
     folder = _folder(folder)
-    labels, segments = _read_labels(folder / "labels.csv"), _read_segments(folder / "segments.json")
+    labels, segments = read_labels(folder / "labels.csv"), _read_segments(folder / "segments.json")
     return [_clip(folder, name, segments=segments.get(name, ()), **labels.get(name, {})) for name in names]
 
 
@@ -219,20 +221,10 @@ def write_humanml3d(
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.parent / f".{folder.name}.{os.getpid()}"
     try:
-        for part in ("new_joint_vecs", "new_joints", "texts"):
-            (draft / part).mkdir(parents=True)
-        for name, clip in clips.items():
-            np.save(draft / "new_joint_vecs" / f"{name}.npy", clip.features)
-            np.save(draft / "new_joints" / f"{name}.npy", clip.joints)
-            text = "".join(f"{c.text}#{_tokens(c.text)}#{c.start!r}#{c.end!r}\n" for c in clip.captions)
-            (draft / "texts" / f"{name}.txt").write_text(text, encoding="utf-8")
-        for split, members in splits.items():
-            (draft / f"{split}.txt").write_text("".join(f"{clip.name}\n" for clip in members), encoding="utf-8")
-        if any(clip.action or clip.subject or clip.setup for clip in clips.values()):
-            with open(draft / "labels.csv", "w", newline="", encoding="utf-8") as stream:
-                writer = csv.writer(stream)
-                writer.writerow(_LABEL_COLUMNS)
-                writer.writerows([c.name, c.action, c.subject, c.setup] for c in clips.values())
+        for clip in clips.values():
+            write_clip(draft, clip)
+        listed = {split: [clip.name for clip in members] for split, members in splits.items()}
+        write_tables(draft, listed, [(c.name, c.action, c.subject, c.setup) for c in clips.values()])
         if any(clip.segments for clip in clips.values()):
             table = {c.name: [[s.label, s.start, s.end] for s in c.segments] for c in clips.values() if c.segments}
             (draft / "segments.json").write_text(json.dumps(table), encoding="utf-8")
@@ -241,6 +233,36 @@ def write_humanml3d(
         draft.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_clip(folder: Path, clip: Clip) -> None:
+    """Add the features, joints and captions of one clip to a HumanML3D folder; `write_tables` lists them at the end."""
+    for part in ("new_joint_vecs", "new_joints", "texts"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    np.save(folder / "new_joint_vecs" / f"{clip.name}.npy", clip.features)
+    np.save(folder / "new_joints" / f"{clip.name}.npy", clip.joints)
+    text = "".join(f"{c.text}#{_tokens(c.text)}#{c.start!r}#{c.end!r}\n" for c in clip.captions)
+    (folder / "texts" / f"{clip.name}.txt").write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_tables(
+    folder: Path, splits: Mapping[str, Sequence[str]], labels: Sequence[tuple[str, str | None, str | None, str | None]]
+) -> None:
+    """Add the lists of clip names, and `labels.csv` if a clip has an action, a subject or a set-up.
+
+    Args:
+        folder: a HumanML3D folder.
+        splits: name of each list -> its clip names.
+        labels: (name, action, subject, setup) of each clip.
+    """
+    for split, names in splits.items():
+        text = "".join(f"{name}\n" for name in names)
+        (folder / f"{split}.txt").write_text(text, encoding="utf-8", newline="\n")
+    if any(any(row[1:]) for row in labels):
+        with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(_LABEL_COLUMNS)
+            writer.writerows(labels)
 
 
 def read_ntu_vibe(folder: str | Path, split: str = "fewshot/S0000/xsub/train") -> list[Clip]:
@@ -267,10 +289,10 @@ def read_ntu_vibe(folder: str | Path, split: str = "fewshot/S0000/xsub/train") -
     if len(labels) != len(names):
         found = f"{labels_file} has {len(labels)} labels"
         raise ValueError(f"{found}, expected one per name of {listing.name} ({len(names)}); copy both again")
-    classes = _ntu_classes(folder)
+    classes = ntu_classes(folder)
     clips = []
     for row, (name, label) in enumerate(zip(names, labels, strict=True), start=1):
-        match = _NTU_NAME.fullmatch(name)
+        match = NTU_NAME.fullmatch(name)
         if not match:
             raise ValueError(f"{listing}, line {row}: name is {name!r}, expected the form S001C001P001R001A001")
         action = int(match[5]) - 1
@@ -510,7 +532,7 @@ def _clip(folder, name, **rest):
     path = folder / "new_joint_vecs" / f"{name}.npy"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, but the list names it; add the file or remove the line")
-    captions = _captions(folder / "texts" / f"{name}.txt")
+    captions = read_captions(folder / "texts" / f"{name}.txt")
     try:
         features = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -522,7 +544,13 @@ def _clip(folder, name, **rest):
         raise ValueError(f"{path}: {error}") from error
 
 
-def _captions(path):
+def read_captions(path: Path) -> tuple[Caption, ...]:
+    """Sentences of one file of a HumanML3D folder: lines `caption#tokens#from#to`, seconds, nan for 0.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line of another form, or a file that is not UTF-8 text.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, expected lines caption#tokens#from#to; empty means no captions")
     captions = []
@@ -541,12 +569,19 @@ def _captions(path):
     return tuple(captions)
 
 
-def _read_labels(path):
-    """labels.csv -> name -> fields of `Clip`; empty where there is no such file."""
+def read_labels(path: Path) -> dict[str, dict[str, str | None]]:
+    """The table `labels.csv` of `write_humanml3d`: name -> fields of `Clip`; empty where there is no such file.
+
+    Raises:
+        ValueError: other columns, or a row of another length.
+    """
     if not path.is_file():
         return {}
-    with open(path, newline="", encoding="utf-8") as stream:
-        rows = list(csv.reader(stream))
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            rows = list(csv.reader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not UTF-8 text with commas ({error}); save it as CSV, UTF-8") from error
     if not rows or rows[0] != _LABEL_COLUMNS:
         raise ValueError(f"{path}, line 1: columns are {rows[0] if rows else []}, expected {_LABEL_COLUMNS}")
     table = {}
@@ -573,8 +608,13 @@ def _tokens(text):
     return " ".join(f"{word}/X" for word in re.findall(r"[^\W\d_]+", text.lower().replace("-", "")))
 
 
-def _ntu_classes(folder):
-    """Short class names; position is the 0-based label."""
+def ntu_classes(folder: Path) -> list[str]:
+    """Short class names of an NTU-VIBE folder; position is the 0-based label.
+
+    Raises:
+        FileNotFoundError: the folder has no table of classes.
+        ValueError: a table that cannot be read.
+    """
     if (folder / "ntu_classes.txt").is_file():
         return _lines(folder / "ntu_classes.txt", "one class name per line")
     path = folder / "ntu_metadata.json"

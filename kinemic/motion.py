@@ -568,7 +568,12 @@ class Normalizer:
         if not clips:
             raise ValueError("there are no clips to fit statistics on, expected at least one")
         frames = np.concatenate(clips)
-        return cls(frames.mean(axis=0), _group(frames.std(axis=0)))
+        return cls.grouped(frames.mean(axis=0), frames.std(axis=0))
+
+    @classmethod
+    def grouped(cls, mean, std):
+        """From the mean and population std `(263,)` of each feature; std is averaged inside each feature group."""
+        return cls(mean, _group(std))
 
     @classmethod
     def load(cls, folder):

@@ -1,14 +1,16 @@
-"""Turn a pack of the Bandai-Namco-Research-Motiondataset into two folders that `kinemic.data` reads.
+"""Import a pack of the Bandai-Namco-Research-Motiondataset: whole, or as a source and a target. Its BVH files need only
+`kinemic import`.
 
+    python tools/convert_bandai.py --pack PACK --out OUT
     python tools/convert_bandai.py --pack PACK --out OUT --target-contents wave-left-hand wave-right-hand --train-group
     2A
 
 PACK holds `bandai_joints22_30fps.npz` (keys `delta` int16 (66, F), `root_delta` int32 (2, F), `offsets` int32, `fps`:
 differences along time in units of 0.1 mm, 22 joints in HumanML3D order), `index.csv` (name, dataset, content, style,
 take, start, frames, subject_group, near_duplicate_of) and `captions.json` (sentences per content, a phrase per style).
-OUT gets `source/` (split `train`, captioned) and `target/` (splits `pool`, `test`, with `labels.csv`: the action is the
-content in words, the subject the actor). Near duplicates are dropped; every clip is brought to 20 fps, the reference
-bones, the floor, the origin and a heading of +z; long clips are cut into pieces of at most 196 frames.
+OUT becomes a folder with all clips. With target contents it gets `source/` (list `train`) and `target/` (lists `pool`,
+`test`) instead, without near duplicates. The action is the content in words, the subject the actor; `kinemic.importing`
+does the rest, in pieces of at most 196 frames.
 
 With --video-like the target clips are disturbed to resemble joints estimated from video: no root motion, tilt, depth
 scale, slow and fast noise, frozen limbs. The random numbers of a clip depend on its name only.
@@ -22,18 +24,19 @@ import argparse
 import csv
 import json
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from kinemic import data, motion
+from kinemic import data, importing, motion, skeletons
+from kinemic.formats import Recording
 
 MAX_FRAMES = 196
 UNIT = 1e-4  # metres
 ATTRIBUTION = """Motions derive from the Bandai-Namco-Research-Motiondataset, (c) 2022 Bandai Namco Research Inc., CC
 BY-NC 4.0, https://github.com/BandaiNamcoResearchInc/Bandai-Namco-Research-Motiondataset (Kobayashi et al.,
-arXiv:2306.08861). Changed: 22 joint positions, 20 fps, HumanML3D bone lengths and placement, cut into pieces{changes}.
-"""
+arXiv:2306.08861). Changed: 22 joint positions, 20 fps, HumanML3D bone lengths and placement, cut to pieces{changes}."""
 ARMS_AND_LEGS = ((16, (18, 20)), (17, (19, 21)), (1, (4, 7, 10)), (2, (5, 8, 11)))  # fixed end, joints that follow
 
 
@@ -97,26 +100,18 @@ def video_like(joints: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return joints
 
 
-def pieces(name: str, joints: np.ndarray, floor: str, **rest) -> list[data.Clip]:
-    """Clips of at most 196 frames and nearly equal length from joints at 20 fps; each is placed by its first frame."""
-    count = max(1, -(-(len(joints) - 1) // MAX_FRAMES))
-    edges = np.linspace(0, len(joints) - 1, count + 1).round().astype(int)
-    names = [name] if count == 1 else [f"{name}_part{i:02d}" for i in range(count)]
-    return [
-        data.Clip.from_joints(part, joints[a : b + 1], motion.FPS, floor=floor, **rest)
-        for part, a, b in zip(names, edges[:-1], edges[1:], strict=True)
-    ]
-
-
 def convert(
     pack: Path,
     out: Path,
-    target_contents: list[str],
-    train_group: str,
+    target_contents: list[str] | None = None,
+    train_group: str | None = None,
     source_list: Path | None = None,
     video: bool = False,
 ) -> dict[str, int]:
-    """Write `out/source` and `out/target`; returns the number of clips of each split."""
+    """Write `out`, or `out/source` and `out/target` where there are target contents; returns clips per list."""
+    target_contents = target_contents or []
+    if target_contents and not train_group:
+        raise ValueError("there are target contents and no training group; name the actor of the few-shot pool")
     rows, all_joints, fps, captions = read_pack(pack)
     contents = {row["content"] for row in rows}
     unknown = sorted(set(target_contents) - contents)
@@ -130,41 +125,50 @@ def convert(
         if missing:
             raise ValueError(f"{source_list}: {missing[0]} is not in the index, expected names of clips, one per line")
 
-    source, pool, test = [], [], []
+    source, target, sides = [], [], Counter()
+    humanml3d = skeletons.load("humanml3d")
     for row, joints in zip(rows, all_joints, strict=True):
         name, content, actor = row["name"], row["content"], row["subject_group"]
-        if row["near_duplicate_of"]:
+        if target_contents and row["near_duplicate_of"]:
             continue
-        joints = motion.resample(joints, fps)
-        sentences = captions["contents"][content]
+        sentences, style, rate = captions["contents"][content], captions["styles"][row["style"]], fps
+        labels = dict(action=content.replace("-", " "), subject=actor)
         if content in target_contents:
             if video:
-                joints = video_like(joints, np.random.default_rng(zlib.crc32(name.encode())))
-            labels = dict(action=content.replace("-", " "), subject=actor)
-            texts = tuple(data.Caption(text) for text in sentences)
-            side = pool if actor == train_group else test
-            side += pieces(name, joints, "lowest" if video else "min", captions=texts, **labels)
+                rng, rate = np.random.default_rng(zlib.crc32(name.encode())), motion.FPS
+                joints = video_like(motion.resample(joints, fps), rng)
+            side = "pool" if actor == train_group else "test"
+            labels |= dict(captions=sentences, splits=(side,), floor="lowest" if video else "min")
         elif wanted is None or name in wanted:
-            texts = tuple(data.Caption(f"{text} {captions['styles'][row['style']]}") for text in sentences)
-            source += pieces(name, joints, "min", captions=texts, subject=actor)
-    if not (source and pool and test):
-        counts = f"{len(source)} source, {len(pool)} pool and {len(test)} test clips"
+            side = "source"
+            labels |= dict(captions=[f"{sentence} {style}" for sentence in sentences])
+        else:
+            continue
+        sides[side] += 1
+        labels["captions"] = tuple(data.Caption(text) for text in labels["captions"])
+        made = Recording(name, joints, rate, motion.JOINT_NAMES, humanml3d, "Bandai pack", **labels)
+        (source if side == "source" else target).append(made)
+    needed = ("source", "pool", "test") if target_contents else ("source",)
+    if not all(sides[side] for side in needed):
+        counts = f"{sides['source']} source, {sides['pool']} pool and {sides['test']} test clips"
         raise ValueError(f"selection gives {counts}, expected some of each; check the contents and the training group")
 
-    normalizer = motion.Normalizer.fit([clip.features for clip in source])
-    data.write_humanml3d(out / "source", {"train": source}, normalizer)
-    data.write_humanml3d(out / "target", {"pool": pool, "test": test}, normalizer)
-    changes = "; target clips disturbed to resemble joints estimated from video" if video else ""
-    (out / "ATTRIBUTION.txt").write_text(ATTRIBUTION.format(changes=changes), encoding="utf-8")
-    return {"source": len(source), "pool": len(pool), "test": len(test)}
+    plain = ATTRIBUTION.format(changes="")
+    changed = ATTRIBUTION.format(changes="; disturbed to resemble joints estimated from video") if video else plain
+    if not target_contents:
+        return {"train": importing.convert(source, out, licence=plain, max_frames=MAX_FRAMES)["clips"]}
+    first = importing.convert(source, out / "source", licence=plain, max_frames=MAX_FRAMES)
+    second = importing.convert(target, out / "target", licence=changed, max_frames=MAX_FRAMES)
+    motion.Normalizer.load(out / "source").save(out / "target")
+    return {"source": first["clips"]} | second["lists"]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pack", type=Path, required=True, metavar="FOLDER", help="the pack to read")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets source/ and target/")
-    parser.add_argument("--target-contents", nargs="+", required=True, metavar="CONTENT", help="contents for classes")
-    parser.add_argument("--train-group", required=True, metavar="ACTOR", help="subject_group of the few-shot pool")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to make")
+    parser.add_argument("--target-contents", nargs="+", metavar="CONTENT", help="contents for classes")
+    parser.add_argument("--train-group", metavar="ACTOR", help="subject_group of the few-shot pool")
     parser.add_argument("--source-list", type=Path, metavar="FILE", help="names of source clips; default: all others")
     parser.add_argument("--video-like", action="store_true", help="disturb the target clips to resemble video joints")
     args = parser.parse_args(argv)
