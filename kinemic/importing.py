@@ -108,7 +108,7 @@ def convert(
     work = (delayed(_import)(item, root, draft, settings, rows, same) for item in items)
     entries, skipped, owners = [], [], {}
     try:
-        for item, made in zip(items, _run(work, jobs), strict=True):
+        for number, (item, made) in enumerate(zip(items, _run(work, jobs), strict=True)):
             where = _place(item, root)
             if "error" in made:
                 if not skip_bad:
@@ -119,8 +119,8 @@ def convert(
                 skipped.append({"file": where, "why": "holds no motion"})
             for entry in made["recordings"]:
                 for clip in entry["clips"]:
-                    other = owners.setdefault(clip["name"].casefold(), where)
-                    if other is not where:
+                    owner, other = owners.setdefault(clip["name"].casefold(), (number, where))
+                    if owner != number:
                         raise ValueError(f"{other} and {where} both give a clip {clip['name']}; rename one")
             entries += made["recordings"]
         if not entries:
@@ -151,8 +151,8 @@ def read_label_table(path: str | Path) -> dict[str, list[dict[str, str]]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: other columns, a row of another length, no name, a caption that is not one line without `#`, or a
-            split that is not a file name.
+        ValueError: other columns, a row of another length, no name, a caption that is not one line without `#`, a
+            split that is not a file name, or rows of one name that contradict each other.
     """
     path = Path(path)
     if not path.is_file():
@@ -180,7 +180,14 @@ def read_label_table(path: str | Path) -> dict[str, list[dict[str, str]]]:
                         raise ValueError(f"split is {row['split']!r}, expected letters, digits, '_' or '-'")
                 except ValueError as error:
                     raise ValueError(f"{path}, line {reader.line_num}: {error}; mend the line") from error
-                table.setdefault(row.pop("name"), []).append(row)
+                earlier = table.setdefault(row.pop("name"), [])
+                for field in ("action", "subject", "setup"):
+                    if len({other[field] for other in [*earlier, row] if field in other}) > 1:
+                        raise ValueError(
+                            f"{path}, line {reader.line_num}: another {field} than in a row above for the same name; "
+                            "mend the line"
+                        )
+                earlier.append(row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not UTF-8 text with commas ({error}); save it as CSV, UTF-8") from error
     return table
@@ -325,13 +332,7 @@ def _labelled(recording, rows):
     if not isinstance(rows, list) or not rows:
         return recording
     captions = tuple(data.Caption(row["caption"]) for row in rows if "caption" in row)
-    told = {}
-    for field in ("action", "subject", "setup"):
-        values = {row[field] for row in rows if field in row}
-        if len(values) > 1:
-            found = f"{recording.name} has the {field}s {', '.join(sorted(values))} in the label table"
-            raise ValueError(f"{found}, expected one; mend its rows")
-        told.update((field, value) for value in values)
+    told = {field: row[field] for row in rows for field in ("action", "subject", "setup") if field in row}
     splits = tuple(dict.fromkeys(row["split"] for row in rows if "split" in row))
     return replace(recording, captions=captions or recording.captions, splits=splits or recording.splits, **told)
 
