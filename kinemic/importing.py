@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed
+from tqdm import tqdm
 
 from kinemic import artefacts, data, formats, motion, skeletons
 from kinemic.formats import Recording, Source
@@ -105,10 +106,11 @@ def convert(
     tables = {name: str(table) for name, table in skeletons.known().items()}
     code = artefacts.source_hash("data", "formats", "importing", "mocap", "motion", "skeletons", "untrusted")
     same = artefacts.fingerprint([code, tables, str(settings)])
-    work = (delayed(_import)(item, root, draft, settings, rows, same) for item in items)
+    work = (delayed(_import)(item, root, draft, settings, _labels_of(item, rows), same) for item in items)
     entries, skipped, owners = [], [], {}
     try:
-        for number, (item, made) in enumerate(zip(items, _run(work, jobs), strict=True)):
+        made_of = tqdm(_run(work, jobs), total=len(items), unit="file", disable=None)  # silent where nobody watches
+        for number, (item, made) in enumerate(zip(items, made_of, strict=True)):
             where = _place(item, root)
             if "error" in made:
                 if not skip_bad:
@@ -180,7 +182,7 @@ def read_label_table(path: str | Path) -> dict[str, list[dict[str, str]]]:
                         raise ValueError(f"split is {row['split']!r}, expected letters, digits, '_' or '-'")
                 except ValueError as error:
                     raise ValueError(f"{path}, line {reader.line_num}: {error}; mend the line") from error
-                earlier = table.setdefault(row.pop("name"), [])
+                earlier = table.setdefault(formats.clip_name(row.pop("name")), [])
                 for field in ("action", "subject", "setup"):
                     if len({other[field] for other in [*earlier, row] if field in other}) > 1:
                         raise ValueError(
@@ -275,17 +277,16 @@ def _place(item, root):
     return item.name
 
 
-def _import(item, root, draft, settings, rows, same):
+def _import(item, root, draft, settings, labels, same):
     """One file: its clips in the draft, and a record of what was done; found again if nothing changed."""
     try:
-        labels = _labels_of(item, rows)
         done = draft / _DONE / f"{_key(item, root, labels, same)}.json"
         if done.is_file():
             return json.loads(done.read_text(encoding="utf-8"))
         recordings = formats.read(item, settings.skeleton, settings.fps) if isinstance(item, Source) else [item]
         made, names = [], set()
         for recording in recordings:
-            recording = _labelled(recording, rows.get(recording.name, labels))
+            recording = _labelled(recording, labels.get(recording.name, []))
             try:
                 clips = cut(recording, retarget=settings.retarget, max_frames=settings.max_frames)
             except ValueError as error:
@@ -322,15 +323,13 @@ def _key(item, root, labels, same):
 
 
 def _labels_of(item, rows):
-    """Rows of a file's own name; a file of several recordings depends on the whole table."""
+    """The part of the label table that bears on a file: all of it where the file names its recordings."""
     if isinstance(item, Source) and item.kind == "pyskl":
         return rows
-    return rows.get(item.name, [])
+    return {item.name: rows[item.name]} if item.name in rows else {}
 
 
 def _labelled(recording, rows):
-    if not isinstance(rows, list) or not rows:
-        return recording
     captions = tuple(data.Caption(row["caption"]) for row in rows if "caption" in row)
     told = {field: row[field] for row in rows for field in ("action", "subject", "setup") if field in row}
     splits = tuple(dict.fromkeys(row["split"] for row in rows if "split" in row))

@@ -25,7 +25,8 @@ def contents(folder):
 def test_an_import_is_read_back_with_labels_captions_and_lists(tmp_path, walk):
     source = takes(tmp_path / "in", walk)
     (tmp_path / "labels.csv").write_text(
-        "name,caption,action,subject,split\ntake0,a person walks,walk,P1,pool\ntake0,someone walks on,walk,P1,pool\n"
+        "name,caption,action,subject,split\n"
+        "take0.npz,a person walks,walk,P1,pool\ntake0,someone walks on,walk,P1,pool\n"
         'take1,"a person walks, and walks",walk,P2,test\nnobody,a,b,c,pool\n'
     )
     report = importing.convert(source, tmp_path / "out", labels=tmp_path / "labels.csv", licence="CC0, me")
