@@ -2,8 +2,9 @@
 
     files --formats--> recordings --skeleton--> 22 joints --cut--> pieces --motion.process--> clips --> folder
 
-Clips are written into a hidden draft beside the folder, file by file. An interrupted or stopped import goes on where it
-was; the folder itself appears when all is there. Two imports of the same files give the same bytes.
+The clips of each file wait in a folder of their own, in a hidden draft beside the folder to make. An import that was
+interrupted or stopped goes on where it was; the folder itself appears when all is there. Two imports of the same files
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ MIN_FRAMES = 40  # rows of the shortest
 REPORT = "import.json"
 NO_LICENCE = "Not stated at import. Find out what the owner of these recordings allows before you pass this folder on."
 _COLUMNS = ("name", "caption", "action", "subject", "setup", "split")
-_DONE = ".done"
+_RECORD = "record.json"
+_PARTS = ("new_joint_vecs", "new_joints", "texts")
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,12 @@ def convert(
         items, ignored, root, origin = list(source), Counter(), None, "recordings"
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.parent / f".{folder.name}.importing"
-    (draft / _DONE).mkdir(parents=True, exist_ok=True)
+    draft.mkdir(exist_ok=True)
     tables = {name: str(table) for name, table in skeletons.known().items()}
     code = artefacts.source_hash("data", "formats", "importing", "mocap", "motion", "skeletons", "untrusted")
     same = artefacts.fingerprint([code, tables, str(settings)])
     work = (delayed(_import)(item, root, draft, settings, _labels_of(item, rows), same) for item in items)
-    entries, skipped, owners = [], [], {}
+    entries, skipped, owners, keys = [], [], {}, []
     try:
         made_of = tqdm(_run(work, jobs), total=len(items), unit="file", disable=None)  # silent where nobody watches
         for number, (item, made) in enumerate(zip(items, made_of, strict=True)):
@@ -119,6 +121,8 @@ def convert(
                 continue
             if not made["recordings"]:
                 skipped.append({"file": where, "why": "holds no motion"})
+                continue
+            keys.append(made["key"])
             for entry in made["recordings"]:
                 for clip in entry["clips"]:
                     owner, other = owners.setdefault(clip["name"].casefold(), (number, where))
@@ -128,15 +132,14 @@ def convert(
         if not entries:
             first = f"; the first: {skipped[0]['file']}, {skipped[0]['why']}" if skipped else ""
             raise ValueError(f"nothing of {origin} could be read{first}")
-        report = _finish(draft, entries, licence) | {
+        report = _finish(draft, keys, entries, licence) | {
             "source": origin, "skipped": skipped, "ignored": dict(sorted(ignored.items())),
             "labels without a clip": sorted(rows.keys() - {entry["name"] for entry in entries}),
         }  # fmt: skip
-        _write_text(draft / REPORT, json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-        shutil.rmtree(draft / _DONE)
-        draft.replace(folder)
+        _write_text(draft / "whole" / REPORT, json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        (draft / "whole").replace(folder)
     finally:
-        if draft.is_dir() and not any((draft / _DONE).glob("*.json")):
+        if folder.is_dir() and any(folder.iterdir()) or not any(draft.glob(f"*/{_RECORD}")):
             shutil.rmtree(draft, ignore_errors=True)
     return report
 
@@ -278,11 +281,14 @@ def _place(item, root):
 
 
 def _import(item, root, draft, settings, labels, same):
-    """One file: its clips in the draft, and a record of what was done; found again if nothing changed."""
+    """One file: its clips in a folder of the draft, with a record; found again if nothing changed."""
+    partial = None
     try:
-        done = draft / _DONE / f"{_key(item, root, labels, same)}.json"
-        if done.is_file():
-            return json.loads(done.read_text(encoding="utf-8"))
+        key = _key(item, root, labels, same)
+        if (draft / key / _RECORD).is_file():
+            return json.loads((draft / key / _RECORD).read_text(encoding="utf-8"))
+        partial = draft / f"{key}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         recordings = formats.read(item, settings.skeleton, settings.fps) if isinstance(item, Source) else [item]
         made, names = [], set()
         for recording in recordings:
@@ -296,15 +302,17 @@ def _import(item, root, draft, settings, labels, same):
                 if clip.name.casefold() in names:
                     raise ValueError(f"{_place(item, root)} gives two clips {clip.name}; rename one")
                 names.add(clip.name.casefold())
-                data.write_clip(draft, clip)
+                data.write_clip(partial, clip)
             made.append(_entry(recording, clips, _place(item, root)))
-        record = {"recordings": made}
-        if not made:
-            return record
-        _write_text(done.with_suffix(".partial"), json.dumps(record))
-        done.with_suffix(".partial").replace(done)
+        record = {"recordings": made, "key": key}
+        if made:
+            _write_text(partial / _RECORD, json.dumps(record))
+            shutil.rmtree(draft / key, ignore_errors=True)  # what an interrupted end has left
+            partial.replace(draft / key)
         return record
     except (ValueError, OSError) as error:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
         return {"error": " ".join(str(error).split())}
 
 
@@ -381,32 +389,34 @@ def _unit(vector):
     return vector / max(np.linalg.norm(vector), 1e-12)
 
 
-def _finish(draft, entries, licence):
-    """Lists, tables and statistics; drops what belongs to no clip, as a changed file may have left."""
+def _finish(draft, keys, entries, licence):
+    """The whole folder, from the folders of all files: lists, tables and statistics are added. Returns the report."""
+    whole = draft / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    for part in _PARTS:
+        (whole / part).mkdir(parents=True)
+    for key in keys:
+        (draft / key / _RECORD).unlink()  # first, so that an interrupted end does not count as done
+        for part in _PARTS:
+            for path in (draft / key / part).iterdir():
+                path.replace(whole / part / path.name)
     clips = [clip for entry in entries for clip in entry["clips"]]
-    names = {clip["name"] for clip in clips}
-    for part in ("new_joint_vecs", "new_joints", "texts"):
-        for path in (draft / part).iterdir():
-            if path.stem not in names:
-                path.unlink()
     lists: dict[str, list[str]] = {}
     for entry in entries:
         for split in entry["splits"]:
             lists.setdefault(split, []).extend(clip["name"] for clip in entry["clips"])
     lists = dict(sorted(lists.items()))
-    data.write_tables(draft, lists, [(c["name"], c["action"], c["subject"], c["setup"]) for c in clips])
+    data.write_tables(whole, lists, [(c["name"], c["action"], c["subject"], c["setup"]) for c in clips])
     notes = {
         f"are shorter than {MIN_FRAMES} rows, too short for a source": sum(c["rows"] < MIN_FRAMES for c in clips),
         "have no caption, which a source and the classes of a target need": sum(not c["captions"] for c in clips),
     }
     try:
-        wanted = lists.get("train", sorted(names))
-        _statistics([draft / "new_joint_vecs" / f"{name}.npy" for name in wanted]).save(draft)
+        wanted = lists.get("train", [clip["name"] for clip in clips])
+        _statistics([whole / "new_joint_vecs" / f"{name}.npy" for name in wanted]).save(whole)
     except ValueError:  # a feature that never changes has no spread; other folders' statistics then serve
         notes["are too few for Mean.npy and Std.npy: nothing moves in some feature"] = len(clips)
-        for name in ("Mean.npy", "Std.npy"):
-            (draft / name).unlink(missing_ok=True)
-    _write_text(draft / "LICENCE.txt", (licence or NO_LICENCE).strip() + "\n")
+    _write_text(whole / "LICENCE.txt", (licence or NO_LICENCE).strip() + "\n")
     return {
         "fps": motion.FPS, "clips": len(clips), "rows": sum(c["rows"] for c in clips), "files": entries,
         "licence": licence, "lists": {name: len(members) for name, members in lists.items()}, "look at": notes,
