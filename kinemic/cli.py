@@ -58,8 +58,7 @@ A skeleton file says which bones of yours are the 22 joints, how long a unit is 
   metres_per_unit: 0.01
   up: z
   mapping: {pelvis: hip, spine1: {hip: 0.5, chest: 0.5}, ...}
-Known skeletons: humanml3d, kinemic, smpl22, smplh, kinect25, kit21, bandai, cmu, mixamo.
-`base: mixamo` starts from one of them.
+Known skeletons: humanml3d, kinemic, smpl22, smplh, kinect25, kit21, bandai, cmu, mixamo; `base: cmu` starts from one.
 
 Recordings are brought to 20 frames per second and the reference bones, and cut into pieces of at most 199 frames.
 The import stops at the first file that cannot be read; the same command then goes on where it was. Until all is there

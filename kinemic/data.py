@@ -554,7 +554,11 @@ def read_captions(path: Path) -> tuple[Caption, ...]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, expected lines caption#tokens#from#to; empty means no captions")
     captions = []
-    for row, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    for row, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         fields = line.strip().split("#")

@@ -25,7 +25,7 @@ from scipy.spatial.transform import Rotation
 from kinemic import data, mocap, motion, skeletons, untrusted
 from kinemic.skeletons import Skeleton
 
-__all__ = ["Recording", "Source", "read", "sources"]
+__all__ = ["Recording", "Source", "clip_name", "read", "sources"]
 
 MAX_GAP = 0.5  # seconds that may be bridged where a body is missing
 NTU_FPS, HUMANML3D_FPS, KIT_FPS = 30.0, 20.0, 12.5  # what these formats prescribe; their files do not repeat it
@@ -156,10 +156,10 @@ def sources(path: str | Path) -> tuple[list[Source], Counter]:
                 ignored[Path(name).suffix.lower() or "none"] += 1
     if not found:
         raise ValueError(f"{path} holds no file of motion, expected some of {', '.join(_BY_SUFFIX)}")
-    stems = Counter(_clean(file.stem) for file in found)
+    stems = Counter(clip_name(file.stem) for file in found)
     relative = [file.relative_to(path).with_suffix("") for file in found]
     names = [
-        file.stem if stems[_clean(file.stem)] == 1 else "_".join(whole.parts)
+        file.stem if stems[clip_name(file.stem)] == 1 else "_".join(whole.parts)
         for file, whole in zip(found, relative, strict=True)
     ]
     return [_source(file, name) for file, name in zip(found, names, strict=True)], ignored
@@ -202,11 +202,14 @@ def _source(path, name, **given):
     files = (path,)
     if kind == "amc":
         files += tuple(_asf_beside(path))
-    return Source(path, kind, _clean(name), files, _from_ntu_name(name) | given)
+    return Source(path, kind, clip_name(name), files, _from_ntu_name(name) | given)
 
 
-def _clean(name):
-    """File names become clip names: no spaces, no leading dot, nothing that some file system forbids."""
+def clip_name(name: str) -> str:
+    """The name of a clip for that of a file, with or without ending: no spaces, no leading dot, nothing that some file
+    system forbids."""
+    if Path(name).suffix.lower() in _BY_SUFFIX:
+        name = name[: -len(Path(name).suffix)]
     return re.sub(r'[\s<>:"/\\|?*\x00-\x1f]+', "_", name).lstrip(".")[:150] or "_"
 
 
@@ -301,7 +304,7 @@ def _from_array(source, values, skeleton, fps, stated=None, names=None):
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 2 and values.shape[1] in (motion.NUM_FEATURES, _KIT_FEATURES):
         kit = values.shape[1] == _KIT_FEATURES
-        rate, notes = _rate(stated or (KIT_FPS if kit else HUMANML3D_FPS), fps)
+        rate, notes = _rate((KIT_FPS if kit else HUMANML3D_FPS) if stated is None else stated, fps)
         skeleton = skeletons.load("kit21" if kit else "humanml3d")
         joints = skeleton.upright(_from_kit(values) if kit else motion.decode(values, extra_pose=True))
         kind = "KIT-ML features" if kit else "HumanML3D features"
@@ -401,7 +404,7 @@ def _data_set(folder):
         given["splits"] = tuple(member.get(name, ()))
         given["format"] = "NTU-VIBE" if vibe else ""
         extra = (texts,) if texts.is_file() else ()
-        out.append(Source(path, "vectors", _clean(name), (path, *extra), given))
+        out.append(Source(path, "vectors", clip_name(name), (path, *extra), given))
     return out
 
 
@@ -529,7 +532,7 @@ def _pyskl_item(item, member, skeleton, fps):
     if not isinstance(item, dict) or not {"frame_dir", "keypoint"} <= item.keys():
         raise ValueError("an annotation lacks frame_dir or keypoint; add them")
     name, points, label = item["frame_dir"], item["keypoint"], item.get("label")
-    if not isinstance(name, str) or not re.fullmatch(r"[^\s/\\.][^\s/\\]{0,149}", name) or name != _clean(name):
+    if not isinstance(name, str) or not re.fullmatch(r"[^\s/\\.][^\s/\\]{0,149}", name) or name != clip_name(name):
         raise ValueError(f"frame_dir is {str(name)[:60]!r}, expected a plain name that can be a file name; rename it")
     if not isinstance(points, untrusted.Array) or points.value.ndim != 4 or points.value.shape[3] != 3:
         shape = points.value.shape if isinstance(points, untrusted.Array) else type(points).__name__

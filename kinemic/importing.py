@@ -2,8 +2,9 @@
 
     files --formats--> recordings --skeleton--> 22 joints --cut--> pieces --motion.process--> clips --> folder
 
-Clips are written into a hidden draft beside the folder, file by file. An interrupted or stopped import goes on where it
-was; the folder itself appears when all is there. Two imports of the same files give the same bytes.
+The clips of each file wait in a folder of their own, in a hidden draft beside the folder to make. An import that was
+interrupted or stopped goes on where it was; the folder itself appears when all is there. Two imports of the same files
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed
+from tqdm import tqdm
 
 from kinemic import artefacts, data, formats, motion, skeletons
 from kinemic.formats import Recording, Source
@@ -32,7 +34,8 @@ MIN_FRAMES = 40  # rows of the shortest
 REPORT = "import.json"
 NO_LICENCE = "Not stated at import. Find out what the owner of these recordings allows before you pass this folder on."
 _COLUMNS = ("name", "caption", "action", "subject", "setup", "split")
-_DONE = ".done"
+_RECORD = "record.json"
+_PARTS = ("new_joint_vecs", "new_joints", "texts")
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,15 @@ def convert(
         items, ignored, root, origin = list(source), Counter(), None, "recordings"
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.parent / f".{folder.name}.importing"
-    (draft / _DONE).mkdir(parents=True, exist_ok=True)
+    draft.mkdir(exist_ok=True)
     tables = {name: str(table) for name, table in skeletons.known().items()}
     code = artefacts.source_hash("data", "formats", "importing", "mocap", "motion", "skeletons", "untrusted")
     same = artefacts.fingerprint([code, tables, str(settings)])
-    work = (delayed(_import)(item, root, draft, settings, rows, same) for item in items)
-    entries, skipped, owners = [], [], {}
+    work = (delayed(_import)(item, root, draft, settings, _labels_of(item, rows), same) for item in items)
+    entries, skipped, owners, keys = [], [], {}, []
     try:
-        for item, made in zip(items, _run(work, jobs), strict=True):
+        made_of = tqdm(_run(work, jobs), total=len(items), unit="file", disable=None)  # silent where nobody watches
+        for number, (item, made) in enumerate(zip(items, made_of, strict=True)):
             where = _place(item, root)
             if "error" in made:
                 if not skip_bad:
@@ -117,24 +121,25 @@ def convert(
                 continue
             if not made["recordings"]:
                 skipped.append({"file": where, "why": "holds no motion"})
+                continue
+            keys.append(made["key"])
             for entry in made["recordings"]:
                 for clip in entry["clips"]:
-                    other = owners.setdefault(clip["name"].casefold(), where)
-                    if other is not where:
+                    owner, other = owners.setdefault(clip["name"].casefold(), (number, where))
+                    if owner != number:
                         raise ValueError(f"{other} and {where} both give a clip {clip['name']}; rename one")
             entries += made["recordings"]
         if not entries:
             first = f"; the first: {skipped[0]['file']}, {skipped[0]['why']}" if skipped else ""
             raise ValueError(f"nothing of {origin} could be read{first}")
-        report = _finish(draft, entries, licence) | {
+        report = _finish(draft, keys, entries, licence) | {
             "source": origin, "skipped": skipped, "ignored": dict(sorted(ignored.items())),
             "labels without a clip": sorted(rows.keys() - {entry["name"] for entry in entries}),
         }  # fmt: skip
-        _write_text(draft / REPORT, json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-        shutil.rmtree(draft / _DONE)
-        draft.replace(folder)
+        _write_text(draft / "whole" / REPORT, json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        (draft / "whole").replace(folder)
     finally:
-        if draft.is_dir() and not any((draft / _DONE).glob("*.json")):
+        if folder.is_dir() and any(folder.iterdir()) or not any(draft.glob(f"*/{_RECORD}")):
             shutil.rmtree(draft, ignore_errors=True)
     return report
 
@@ -151,8 +156,8 @@ def read_label_table(path: str | Path) -> dict[str, list[dict[str, str]]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: other columns, a row of another length, no name, a caption that is not one line without `#`, or a
-            split that is not a file name.
+        ValueError: other columns, a row of another length, no name, a caption that is not one line without `#`, a
+            split that is not a file name, or rows of one name that contradict each other.
     """
     path = Path(path)
     if not path.is_file():
@@ -180,7 +185,14 @@ def read_label_table(path: str | Path) -> dict[str, list[dict[str, str]]]:
                         raise ValueError(f"split is {row['split']!r}, expected letters, digits, '_' or '-'")
                 except ValueError as error:
                     raise ValueError(f"{path}, line {reader.line_num}: {error}; mend the line") from error
-                table.setdefault(row.pop("name"), []).append(row)
+                earlier = table.setdefault(formats.clip_name(row.pop("name")), [])
+                for field in ("action", "subject", "setup"):
+                    if len({other[field] for other in [*earlier, row] if field in other}) > 1:
+                        raise ValueError(
+                            f"{path}, line {reader.line_num}: another {field} than in a row above for the same name; "
+                            "mend the line"
+                        )
+                earlier.append(row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not UTF-8 text with commas ({error}); save it as CSV, UTF-8") from error
     return table
@@ -268,17 +280,19 @@ def _place(item, root):
     return item.name
 
 
-def _import(item, root, draft, settings, rows, same):
-    """One file: its clips in the draft, and a record of what was done; found again if nothing changed."""
+def _import(item, root, draft, settings, labels, same):
+    """One file: its clips in a folder of the draft, with a record; found again if nothing changed."""
+    partial = None
     try:
-        labels = _labels_of(item, rows)
-        done = draft / _DONE / f"{_key(item, root, labels, same)}.json"
-        if done.is_file():
-            return json.loads(done.read_text(encoding="utf-8"))
+        key = _key(item, root, labels, same)
+        if (draft / key / _RECORD).is_file():
+            return json.loads((draft / key / _RECORD).read_text(encoding="utf-8"))
+        partial = draft / f"{key}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         recordings = formats.read(item, settings.skeleton, settings.fps) if isinstance(item, Source) else [item]
         made, names = [], set()
         for recording in recordings:
-            recording = _labelled(recording, rows.get(recording.name, labels))
+            recording = _labelled(recording, labels.get(recording.name, []))
             try:
                 clips = cut(recording, retarget=settings.retarget, max_frames=settings.max_frames)
             except ValueError as error:
@@ -288,15 +302,17 @@ def _import(item, root, draft, settings, rows, same):
                 if clip.name.casefold() in names:
                     raise ValueError(f"{_place(item, root)} gives two clips {clip.name}; rename one")
                 names.add(clip.name.casefold())
-                data.write_clip(draft, clip)
+                data.write_clip(partial, clip)
             made.append(_entry(recording, clips, _place(item, root)))
-        record = {"recordings": made}
-        if not made:
-            return record
-        _write_text(done.with_suffix(".partial"), json.dumps(record))
-        done.with_suffix(".partial").replace(done)
+        record = {"recordings": made, "key": key}
+        if made:
+            _write_text(partial / _RECORD, json.dumps(record))
+            shutil.rmtree(draft / key, ignore_errors=True)  # what an interrupted end has left
+            partial.replace(draft / key)
         return record
     except (ValueError, OSError) as error:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
         return {"error": " ".join(str(error).split())}
 
 
@@ -315,23 +331,15 @@ def _key(item, root, labels, same):
 
 
 def _labels_of(item, rows):
-    """Rows of a file's own name; a file of several recordings depends on the whole table."""
+    """The part of the label table that bears on a file: all of it where the file names its recordings."""
     if isinstance(item, Source) and item.kind == "pyskl":
         return rows
-    return rows.get(item.name, [])
+    return {item.name: rows[item.name]} if item.name in rows else {}
 
 
 def _labelled(recording, rows):
-    if not isinstance(rows, list) or not rows:
-        return recording
     captions = tuple(data.Caption(row["caption"]) for row in rows if "caption" in row)
-    told = {}
-    for field in ("action", "subject", "setup"):
-        values = {row[field] for row in rows if field in row}
-        if len(values) > 1:
-            found = f"{recording.name} has the {field}s {', '.join(sorted(values))} in the label table"
-            raise ValueError(f"{found}, expected one; mend its rows")
-        told.update((field, value) for value in values)
+    told = {field: row[field] for row in rows for field in ("action", "subject", "setup") if field in row}
     splits = tuple(dict.fromkeys(row["split"] for row in rows if "split" in row))
     return replace(recording, captions=captions or recording.captions, splits=splits or recording.splits, **told)
 
@@ -381,32 +389,34 @@ def _unit(vector):
     return vector / max(np.linalg.norm(vector), 1e-12)
 
 
-def _finish(draft, entries, licence):
-    """Lists, tables and statistics; drops what belongs to no clip, as a changed file may have left."""
+def _finish(draft, keys, entries, licence):
+    """The whole folder, from the folders of all files: lists, tables and statistics are added. Returns the report."""
+    whole = draft / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    for part in _PARTS:
+        (whole / part).mkdir(parents=True)
+    for key in keys:
+        (draft / key / _RECORD).unlink()  # first, so that an interrupted end does not count as done
+        for part in _PARTS:
+            for path in (draft / key / part).iterdir():
+                path.replace(whole / part / path.name)
     clips = [clip for entry in entries for clip in entry["clips"]]
-    names = {clip["name"] for clip in clips}
-    for part in ("new_joint_vecs", "new_joints", "texts"):
-        for path in (draft / part).iterdir():
-            if path.stem not in names:
-                path.unlink()
     lists: dict[str, list[str]] = {}
     for entry in entries:
         for split in entry["splits"]:
             lists.setdefault(split, []).extend(clip["name"] for clip in entry["clips"])
     lists = dict(sorted(lists.items()))
-    data.write_tables(draft, lists, [(c["name"], c["action"], c["subject"], c["setup"]) for c in clips])
+    data.write_tables(whole, lists, [(c["name"], c["action"], c["subject"], c["setup"]) for c in clips])
     notes = {
         f"are shorter than {MIN_FRAMES} rows, too short for a source": sum(c["rows"] < MIN_FRAMES for c in clips),
         "have no caption, which a source and the classes of a target need": sum(not c["captions"] for c in clips),
     }
     try:
-        wanted = lists.get("train", sorted(names))
-        _statistics([draft / "new_joint_vecs" / f"{name}.npy" for name in wanted]).save(draft)
+        wanted = lists.get("train", [clip["name"] for clip in clips])
+        _statistics([whole / "new_joint_vecs" / f"{name}.npy" for name in wanted]).save(whole)
     except ValueError:  # a feature that never changes has no spread; other folders' statistics then serve
         notes["are too few for Mean.npy and Std.npy: nothing moves in some feature"] = len(clips)
-        for name in ("Mean.npy", "Std.npy"):
-            (draft / name).unlink(missing_ok=True)
-    _write_text(draft / "LICENCE.txt", (licence or NO_LICENCE).strip() + "\n")
+    _write_text(whole / "LICENCE.txt", (licence or NO_LICENCE).strip() + "\n")
     return {
         "fps": motion.FPS, "clips": len(clips), "rows": sum(c["rows"] for c in clips), "files": entries,
         "licence": licence, "lists": {name: len(members) for name, members in lists.items()}, "look at": notes,

@@ -44,9 +44,10 @@ def read_text(path: Path) -> str:
     if b"\0" in raw:
         raise ValueError(f"{path} is not plain text (byte {raw.index(0)} is zero); save it as UTF-8 text")
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:  # old exporters write comments and names in the encoding of their country
-        return raw.decode("latin-1")
+        text = raw.decode("latin-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _numbers(text: str, first_line: int, width: int) -> np.ndarray:

@@ -161,13 +161,13 @@ class _Unpickler(pickle._Unpickler):
         _names[_module + "multiarray", "_reconstruct"] = _new_array
         _names[_module + "multiarray", "scalar"] = _number
         _names[_module + "numeric", "_frombuffer"] = _buffer_array
-    # those that make objects of any class, refer outside of the file, or allocate by a declared size
+    # not those that make objects of any class, or refer to something outside of the file
     dispatch = {
         code: call
         for code, call in pickle._Unpickler.dispatch.items()
         if bytes([code]) not in (pickle.PERSID, pickle.BINPERSID, pickle.INST, pickle.OBJ, pickle.NEWOBJ,
-                                 pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8,
-                                 pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)
+                                 pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER,
+                                 pickle.READONLY_BUFFER)
     }  # fmt: skip
 
     def find_class(self, module, name):
@@ -187,6 +187,10 @@ class _Unpickler(pickle._Unpickler):
             raise ValueError("it sets the state of something that is no array of numpy")
         made.__setstate__(state)
 
+    def load_bytes(self):  # where the original makes room for as much as is declared
+        self.append(self.read(int.from_bytes(self.read(8), "little")))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytes
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build
 

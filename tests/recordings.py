@@ -63,7 +63,6 @@ def write_bvh(
     values, column = swing(frames, width, seed), 0
     for name, places in sequence:
         if places:
-            values[:, :3] += 0
             values[:, column : column + 3] = table[name][1] + 0.2 * values[:, column : column + 3]
         column += places + 3
     values = values.round(6)

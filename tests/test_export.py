@@ -441,6 +441,7 @@ def spoil(joints, what):
         ("", ["other.npy", "--format", "npz", "--to", "one.npz"], "is one file, but there are 2 motions"),
         ("", ["broken.npy", "--format", "npz"], "broken.npy: cannot be read"),
         ("", ["promise.npy", "--format", "npz"], "promise.npy: cannot be read"),
+        ("", ["altered.npy", "--format", "npz"], "altered.npy: cannot be read"),
         ("", ["broken.npz", "--format", "npz"], "broken.npz: cannot be read"),
         ("", ["foreign.npz", "--format", "npz"], "foreign.npz: joints is not a file in the archive; expected an .npz"),
         ("", ["rates.npz", "--format", "npz"], "rates.npz: cannot be read"),
@@ -457,6 +458,7 @@ def test_what_a_user_can_mend_is_one_line_and_code_2(tmp_path, walk, monkeypatch
     whole = (tmp_path / "other.npy").read_bytes()
     (tmp_path / "broken.npy").write_bytes(whole[:5000])
     (tmp_path / "promise.npy").write_bytes(whole.replace(b"(24, 22, 3), }      ", b"(99999999, 22, 3), }"))
+    (tmp_path / "altered.npy").write_bytes(whole.replace(b"(24, 22, 3), }", b"(24, 22, 3, ( "))
     (tmp_path / "broken.npz").write_bytes(b"PK\3\4 no archive")
     np.savez("foreign.npz", poses=walk(3))
     np.savez("rates.npz", joints=walk(3), fps=[20, 30], names=motion.JOINT_NAMES, parents=motion.PARENTS)

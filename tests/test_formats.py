@@ -73,9 +73,9 @@ def test_a_frame_time_is_the_whole_rate_that_rounds_to_it(tmp_path, frame_time, 
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("Frames: 24", "Frames: 9999999999", "line 198 declares 9999999999 frames, but there are 24"),
-        ("Frames: 24", "Frames: many", "line 198: `Frames:` is many"),
-        ("Frame Time: 0.0333333", "Frame Time: 0", "line 199: `Frame Time:` is '0'"),
+        ("Frames: 24", "Frames: 9999999999", "line 133 declares 9999999999 frames, but there are 24"),
+        ("Frames: 24", "Frames: many", "line 133: `Frames:` is many"),
+        ("Frame Time: 0.0333333", "Frame Time: 0", "line 134: `Frame Time:` is '0'"),
         ("Frame Time: 0.0333333\n", "", r"does not state its frame rate \(`Frame Time:`\); pass it"),
         ("MOTION", "MOVES", "there is no line MOTION"),
         ("CHANNELS 6", "CHANNELS 5", "line 5: CHANNELS are '5 Xposition"),
@@ -105,13 +105,13 @@ def test_a_broken_number_is_named_with_its_line(tmp_path):
     path = tmp_path / "a.bvh"
     recordings.write_bvh(path)
     lines = path.read_text().splitlines()
-    lines[204] = lines[204].replace(lines[204].split()[3], "1,5", 1)
+    lines[140] = lines[140].replace(lines[140].split()[3], "1,5", 1)
     path.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match="line 205: '1,5' is no number"):
+    with pytest.raises(ValueError, match="line 141: '1,5' is no number"):
         formats.read(path)
-    lines[204] = "1 2 3"
+    lines[140] = "1 2 3"
     path.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match="line 205 has 3 numbers, expected 69"):
+    with pytest.raises(ValueError, match="line 141 has 3 numbers, expected 69"):
         formats.read(path)
 
 
@@ -284,7 +284,7 @@ def test_a_humanml3d_folder_comes_back_with_texts_lists_and_labels(tmp_path, wal
     assert (second.fps, second.action, second.subject, second.splits) == (20, "walk", "P7", ("test", "train"))
     assert second.captions[0].text == "a person walks"
     again = motion.process(second.body(), 20)
-    np.testing.assert_allclose(again, made["b2"], atol=1e-5)
+    np.testing.assert_allclose(again, made["b2"], atol=5e-5)
 
 
 def test_kit_features_decode_to_the_joints_behind_them(tmp_path, walk):
@@ -322,7 +322,7 @@ def test_released_vectors_are_reproduced_from_their_joints(shared_data, folder):
         alone = motion.process(stored, 20, retarget=False, floor=made.floor)
         assert np.abs(motion.decode(alone) - stored[:-1]).max() < 5e-3
     if folder == "ntu-vibe-fewshot":
-        assert (made.format, made.floor, made.action, made.subject) == ("NTU-VIBE", "lowest", "stretch oneself", "P104")
+        assert (made.format, made.floor, made.action, made.subject) == ("NTU-VIBE", "lowest", "side kick", "P097")
 
 
 # ---- NTU RGB+D

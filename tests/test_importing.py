@@ -25,7 +25,8 @@ def contents(folder):
 def test_an_import_is_read_back_with_labels_captions_and_lists(tmp_path, walk):
     source = takes(tmp_path / "in", walk)
     (tmp_path / "labels.csv").write_text(
-        "name,caption,action,subject,split\ntake0,a person walks,walk,P1,pool\ntake0,someone walks on,walk,P1,pool\n"
+        "name,caption,action,subject,split\n"
+        "take0.npz,a person walks,walk,P1,pool\ntake0,someone walks on,walk,P1,pool\n"
         'take1,"a person walks, and walks",walk,P2,test\nnobody,a,b,c,pool\n'
     )
     report = importing.convert(source, tmp_path / "out", labels=tmp_path / "labels.csv", licence="CC0, me")
@@ -35,7 +36,7 @@ def test_an_import_is_read_back_with_labels_captions_and_lists(tmp_path, walk):
     expected = motion.process(walk(80, seed=0), 25)
     np.testing.assert_array_equal(pool.features, expected)
     test = data.read_humanml3d(tmp_path / "out", "test")
-    assert [len(c) for c in test] == [160, 160, 159] and [c.name for c in test][2] == "take1_part02"
+    assert [len(c) for c in test] == [160, 159, 160] and [c.name for c in test][2] == "take1_part02"
     assert [c.name for c in data.read_humanml3d(tmp_path / "out", "train")] == ["take2"]
     assert (tmp_path / "out" / "LICENCE.txt").read_text() == "CC0, me\n"
     assert report == json.loads((tmp_path / "out" / "import.json").read_text())
@@ -181,6 +182,7 @@ def test_doubts_about_axes_and_sides_are_said(tmp_path, walk):
         ("name,caption\n,b\n", "line 2: name is empty"),
         ("name,caption\na,b#c\n", "line 2: caption is 'b#c'"),
         ("name,split\na,../x\n", r"line 2: split is '../x'"),
+        ("name,action\na,walk\na,run\n", "line 3: another action than in a row above"),
     ],
 )
 def test_mistakes_in_a_label_table_are_named(tmp_path, text, message):
@@ -190,7 +192,7 @@ def test_mistakes_in_a_label_table_are_named(tmp_path, text, message):
 
 
 def test_the_command_of_one_who_is_new(tmp_path, capsys):
-    recordings.write_bvh(tmp_path / "dance.bvh", frames=120, prefix="mixamorig:")
+    recordings.write_bvh(tmp_path / "dance.bvh", frames=121, prefix="mixamorig:")
     assert main(["import", str(tmp_path / "dance.bvh"), "--to", str(tmp_path / "mine"), "--licence", "CC0"]) == 0
     out = capsys.readouterr().out
     assert "bvh" in out and "mixamo" in out and "1 clips, 4.0 seconds; report in import.json" in out
