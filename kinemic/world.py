@@ -24,7 +24,7 @@ from kinemic.motion import BONE_LENGTHS, FPS
 
 __all__ = ["CLASSES", "PRIMITIVES", "VERSION", "World", "as_from_video", "make_world", "perform"]
 
-VERSION = "1"
+VERSION = "2"
 MIN_ROWS, MAX_ROWS, SUBCAPTION_ROWS = 80, 196, 40  # feature rows of a source clip, and of a part with its own caption
 
 
