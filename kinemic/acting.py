@@ -64,7 +64,7 @@ class Actor:
         tempo, amplitude: factors on speed and size of every action, 1 is average.
         hunch: forward bend of the resting spine, radians.
         arm: (4,) resting arm: swing forward and outward, twist inward, elbow flexion, radians.
-        sway: factor on the slow movements that nobody intends.
+        sway: factor on the slow movements that nobody intends. fidget: extra factor on those of the arms.
         stance: half the distance between the ankles, metres. toe_out: radians.
         guard: 0 (hands low) to 1 (hands at the face) while striking and kicking.
         brief: fewer repetitions, as in clips cut to one action.
@@ -77,6 +77,7 @@ class Actor:
     hunch: float = 0.05
     arm: tuple[float, float, float, float] = (0.04, 0.13, 0.25, 0.3)
     sway: float = 1.0
+    fidget: float = 1.0
     stance: float = 0.09
     toe_out: float = 0.12
     guard: float = 0.7
@@ -333,8 +334,8 @@ def _butt_kicks(actor, rng):
     cadence = rng.uniform(2.2, 3.0) * np.sqrt(actor.tempo)
     seconds = rng.uniform(1.5, 2.4) if actor.brief else rng.uniform(2.4, 4.0)
     act = _on_the_spot(actor, rng, steps=max(4, round(seconds * cadence)), period=1 / cadence, swing=1.12,
-                       rise=rng.uniform(0.38, 0.5) * min(actor.amplitude, 1.05), sweep=-rng.uniform(0.22, 0.34), bob=0.025,
-                       size=rng.uniform(0.1, 0.5) * actor.amplitude, elbow=rng.uniform(0.4, 1.3), bias=0.05, out=0.2,
+                       rise=rng.uniform(0.38, 0.5) * min(actor.amplitude, 1.05), sweep=-rng.uniform(0.22, 0.34),
+                       bob=0.025, size=rng.uniform(0.1, 0.5) * actor.amplitude, elbow=rng.uniform(0.4, 1.3), bias=0.05, out=0.2,
                        bend=rng.uniform(-0.02, 0.1), sway=0.05)
     if rng.random() < 0.35:  # hands on the hips
         act.curves.update(dict.fromkeys(("left_arm", "right_arm"), np.tile([-0.3, 0.72, 0.9, 1.5], (act.frames, 1))))
@@ -400,9 +401,10 @@ def _kick(actor, rng, *, chamber, extend, lean, roll, push, pivot, turn=0.0, loo
         for a, balance in ((s, np.array([-0.65, 0.4, 0, -0.75])), (-s, np.array([0.2, 0.08, 0.1, 0.1]))):
             arm[a] += [(t0, guard), (t1, guard + 0.25 * balance), (t2 + 0.02, guard + balance), (t5 - 0.1, guard)]
     seconds = times[-1]
-    curves = {"spine": _keys(frames, *spine, (seconds, (0, 0, 0))), "pelvis": _keys(frames, *pelvis, (seconds, (0, 0, 0))),
-              "shift": _keys(frames, *shift, (seconds, (0, 0, 0))), "head": _keys(frames, *head, (seconds, (0, 0))),
-              "left_arm": _keys(frames, *arm[_LEFT]), "right_arm": _keys(frames, *arm[_RIGHT])}
+    curves = {"spine": _keys(frames, *spine, (seconds, (0, 0, 0))), "head": _keys(frames, *head, (seconds, (0, 0))),
+              "pelvis": _keys(frames, *pelvis, (seconds, (0, 0, 0))),
+              "shift": _keys(frames, *shift, (seconds, (0, 0, 0))), "left_arm": _keys(frames, *arm[_LEFT]),
+              "right_arm": _keys(frames, *arm[_RIGHT])}
     word = "left and right" if swap else _SIDE[side]
     return Act(frames, curves, tuple(plan), tuple(legs), words={"side": word, "count": _count(repeats)})
 
@@ -999,7 +1001,7 @@ def stage(actor, acts, gaps, rng):
     channels["pelvis"] += loaded * [0, 1.5, 0]
     channels["spine"] -= loaded * [0, 1.5, 0]
     for name in ("left_arm", "right_arm"):
-        channels[name] += actor.sway * _sway(rng, frames, 10, (0.04, 0.02, 0.05, 0.06))
+        channels[name] += actor.sway * actor.fidget * _sway(rng, frames, 10, (0.04, 0.02, 0.05, 0.06))
     home, start, spans = np.zeros(3), 0, []
     steps, free = {_LEFT: [], _RIGHT: []}, []
     for gap, act in zip(gaps[:-1], acts, strict=True):
@@ -1022,8 +1024,8 @@ def stage(actor, acts, gaps, rng):
         spans.append((start, start + act.frames))
         start += act.frames
     # the trunk gives way to the weight of arms that are held out
-    arms = {s: channels[f"{_SIDE[s]}_arm"] - actor.arm for s in (_LEFT, _RIGHT)}
-    tilt = np.stack([-0.035 * (arms[_LEFT][:, 0] + arms[_RIGHT][:, 0]), 0.04 * (arms[_RIGHT][:, 1] - arms[_LEFT][:, 1])], 1)
+    left, right = (channels[name][:, :2] - actor.arm[:2] for name in ("left_arm", "right_arm"))
+    tilt = np.stack([-0.035 * (left[:, 0] + right[:, 0]), 0.04 * (right[:, 1] - left[:, 1])], axis=1)
     channels["spine"][:, :2] += gaussian_filter1d(tilt, 3.0, axis=0, mode="nearest")
     return _solve(actor, channels, steps, free, now), spans
 
