@@ -92,13 +92,13 @@ def main():
         summary |= {f"precision, {c}": round(float(p), 4) for c, p in zip(lab.data.classes, found, strict=True)}
         for side, clips in (("source", lab.data.source[:300]), ("target", lab.data.test)):
             summary |= {f"{side}: {name}": value for name, value in gap(clips).items()}
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items() if k != "out"}
+    settings = {name: value for name, value in vars(given).items() if name != "out"}
     for name, value in summary.items():
         print(f"{name}: {value}")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     artefacts.write_json(given.out, {
-        "name": "difficulty", "made": datetime.now(UTC).isoformat(timespec="seconds"), "environment": artefacts.environment(), "settings": settings,
-        "rows": rows, "summary": summary,
+        "name": "difficulty", "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": artefacts.environment(), "settings": settings, "rows": rows, "summary": summary,
     })  # fmt: skip
 
 

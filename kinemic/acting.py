@@ -335,8 +335,8 @@ def _butt_kicks(actor, rng):
     seconds = rng.uniform(1.5, 2.4) if actor.brief else rng.uniform(2.4, 4.0)
     act = _on_the_spot(actor, rng, steps=max(4, round(seconds * cadence)), period=1 / cadence, swing=1.12,
                        rise=rng.uniform(0.38, 0.5) * min(actor.amplitude, 1.05), sweep=-rng.uniform(0.22, 0.34),
-                       bob=0.025, size=rng.uniform(0.1, 0.5) * actor.amplitude, elbow=rng.uniform(0.4, 1.3), bias=0.05, out=0.2,
-                       bend=rng.uniform(-0.02, 0.1), sway=0.05)
+                       bob=0.025, size=rng.uniform(0.1, 0.5) * actor.amplitude, elbow=rng.uniform(0.4, 1.3),
+                       bias=0.05, out=0.2, bend=rng.uniform(-0.02, 0.1), sway=0.05)
     if rng.random() < 0.35:  # hands on the hips
         act.curves.update(dict.fromkeys(("left_arm", "right_arm"), np.tile([-0.3, 0.72, 0.9, 1.5], (act.frames, 1))))
     return act

@@ -35,7 +35,7 @@ class Section(BaseModel):
 class WorldSettings(Section):
     """Size of the embedded corpus; read only where source or target is 'embedded'."""
 
-    source_clips: Count = 1200
+    source_clips: Count = 1200  # performances; each also comes mirrored
     pool_clips: Count = 30  # per class, from which shots are drawn
     test_clips: Count = 60  # per class, other subjects
     seed: Natural = 0
