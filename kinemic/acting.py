@@ -334,9 +334,9 @@ def _butt_kicks(actor, rng):
     cadence = rng.uniform(2.2, 3.0) * np.sqrt(actor.tempo)
     seconds = rng.uniform(1.5, 2.4) if actor.brief else rng.uniform(2.4, 4.0)
     act = _on_the_spot(actor, rng, steps=max(4, round(seconds * cadence)), period=1 / cadence, swing=1.12,
-                       rise=rng.uniform(0.38, 0.5) * min(actor.amplitude, 1.05), sweep=-rng.uniform(0.22, 0.34),
-                       bob=0.025, size=rng.uniform(0.1, 0.5) * actor.amplitude, elbow=rng.uniform(0.4, 1.3),
-                       bias=0.05, out=0.2, bend=rng.uniform(-0.02, 0.1), sway=0.05)
+                       rise=rng.uniform(0.38, 0.5) * np.clip(actor.amplitude, 0.7, 1.05),
+                       sweep=-rng.uniform(0.24, 0.34), bob=0.025, size=rng.uniform(0.1, 0.5) * actor.amplitude,
+                       elbow=rng.uniform(0.4, 1.3), bias=0.05, out=0.2, bend=rng.uniform(-0.02, 0.1), sway=0.05)
     if rng.random() < 0.35:  # hands on the hips
         act.curves.update(dict.fromkeys(("left_arm", "right_arm"), np.tile([-0.3, 0.72, 0.9, 1.5], (act.frames, 1))))
     return act
@@ -571,7 +571,7 @@ def _gesture(seconds, arms, *, spine=None, head=None, words=None):
 
 
 def _wave(actor, rng):
-    side, both = int(rng.choice((_LEFT, _RIGHT))), rng.random() < 0.15
+    side, both = int(rng.choice((_LEFT, _RIGHT))), rng.random() < (0.05 if actor.brief else 0.15)
     rate, beats = rng.uniform(1.5, 2.4) * actor.tempo, int(rng.integers(2, 4) if actor.brief else rng.integers(3, 7))
     seconds, width = 0.9 + beats / rate, rng.uniform(0.28, 0.5) * actor.amplitude
     frames, times = _clock(seconds)
@@ -620,7 +620,8 @@ def _stretch(actor, rng):
         up, hold, down = 0.8 * up, 0.6 * hold, 0.8 * down
     seconds, manner = up + hold + down, rng.choice(3, p=(0.5, 0.3, 0.2))
     frames, times = _clock(seconds)
-    rest, a = actor.neutral()["left_arm"], actor.amplitude
+    rest = actor.neutral()["left_arm"]
+    a = max(actor.amplitude, 0.75)  # who hardly lifts the arms does not stretch
     middle, back = up + 0.5 * hold, rng.uniform(0.12, 0.32) * a
     # overhead, hands apart or close together
     top = np.array([min(2.75 * a, 2.9), *((0.2, 0.5, 0.35) if rng.random() < 0.4 else (-0.05, 1.3, 0.65))])
@@ -755,7 +756,7 @@ def _jumping_jacks(actor, rng):
 def _squat(actor, rng):
     repeats = 1 if actor.brief else int(rng.choice((1, 2, 3), p=(0.5, 0.3, 0.2)))
     down, hold, up = np.array([rng.uniform(0.6, 0.9), rng.uniform(0.1, 0.5), rng.uniform(0.55, 0.85)]) / actor.tempo
-    deep, wide = rng.uniform(0.3, 0.5) * actor.amplitude, rng.uniform(0.04, 0.12)
+    deep, wide = rng.uniform(0.3, 0.5) * max(actor.amplitude, 0.65), rng.uniform(0.04, 0.12)
     ready = [0.0, rng.uniform(0.9, 1.5), rng.choice((0.3, 0.9, 1.4))]
     low = np.array([ready[2], 0.15, 0.5, 0.3 if ready[2] > 1 else 1.0])
     rest, t = actor.neutral()["left_arm"], 0.45
@@ -765,7 +766,7 @@ def _squat(actor, rng):
         for moment, u in ((t + down, 1.0), (t + down + hold, 1.0), (t + down + hold + up, 0.0)):
             keys["arm"].append((moment, rest + u * (low - rest)))
             keys["shift"].append((moment, (0, -0.02 - u * deep, -0.22 * u * deep)))
-            keys["spine"].append((moment, (u * 0.9 * deep + 0.1 * u, 0, 0)))
+            keys["spine"].append((moment, (u * 0.7 * deep + 0.1 * u, 0, 0)))
         t += down + hold + up + 0.1
     frames, _ = _clock(t + 0.45)
     arm, spine = _keys(frames, *keys["arm"], (t + 0.4, rest)), _keys(frames, *keys["spine"], (t + 0.4, (0, 0, 0)))
@@ -781,13 +782,14 @@ def _pick_up(actor, rng):
     down, hold, up = np.array([rng.uniform(0.65, 0.95), rng.uniform(0.08, 0.35), rng.uniform(0.65, 0.95)]) / actor.tempo
     side, both, stoop = int(rng.choice((_LEFT, _RIGHT))), rng.random() < 0.35, rng.uniform(0.0, 1.0)
     # between squatting with an upright trunk (0) and stooping over straighter knees (1)
-    low, tip = (0.48 - 0.2 * stoop) * min(actor.amplitude, 1.05), (0.75 + 0.45 * stoop) * actor.amplitude
+    size = np.clip(actor.amplitude, 0.75, 1.05)
+    low, tip = (0.48 - 0.2 * stoop) * size, (0.9 + 0.35 * stoop) * size
     start = rng.choice((0.1, 0.5), p=(0.5, 0.5))
     seconds = start + down + hold + up + 0.5
     frames, _ = _clock(seconds)
     bent = _keys(frames, (0, 0), (start, 0), (start + down, 1), (start + down + hold, 1), (start + down + hold + up, 0),
                  (seconds, 0))[:, None]
-    rest, grip = actor.neutral()["left_arm"], np.array([0.95 - 0.15 * stoop, 0.05, 0.2, 0.15])
+    rest, grip = actor.neutral()["left_arm"], np.array([1.25 * tip + 0.2, 0.05, 0.2, 0.1])
     held = rest + np.array([0.25, 0.0, 0.35, 1.1])
     reach = _keys(frames, (0, rest), (start + 0.1, rest), (start + down, grip), (start + down + hold, grip),
                   (start + down + hold + 0.9 * up, held), (seconds, rest))

@@ -141,8 +141,8 @@ def _sentence(names, acts, rng, manner=(), whole=False):
 
 _SOURCE, _POOL, _TEST = range(3)
 _SPREAD = 4.5  # how much wider than a source subject a target subject varies from clip to clip
-_FIDGET = 3.5  # largest factor on the idle movement of a target subject's arms
-_SUBJECTS = {_SOURCE: ("S", 14), _POOL: ("P", 8), _TEST: ("T", 12)}
+_FIDGET = 4.0  # largest factor on the idle movement of a target subject's arms
+_SUBJECTS = {_SOURCE: ("S", 14), _POOL: ("P", 16), _TEST: ("T", 16)}
 
 
 def _actor(domain, index, seed):
@@ -298,7 +298,7 @@ def _room(spans, first, last, rows):
 # Slow and fast errors, metres per axis, of (knees to toes and elbows to wrists, other joints).
 _DRIFT, _JITTER = (0.032, 0.012), (0.0056, 0.0030)
 # Error of the camera's pitch and roll, radians; share of clips with a hidden limb.
-_TILT, _HIDDEN = 0.12, 0.45
+_TILT, _HIDDEN = 0.15, 0.45
 # Factor of the fast error at rest, and what each m/s adds; frames over which an estimator smooths.
 _BLUR, _SMOOTHING = (0.55, 0.75), 1.3
 
@@ -340,8 +340,8 @@ def as_from_video(joints, rng):
 
 
 # What people do before and after the action they were asked for; the clip shows a little of it.
-_FILLERS = ("turn", "sidestep", "walk forward", "walk backward", "point", "raise arms", "bow", "salute", "clap")
-_FILLED, _SEEN = 0.65, (4, 17)  # share of clips with such company on either side, and its frames
+_FILLERS = ("turn", "turn", "sidestep", "walk forward", "walk backward", "point", "raise arms", "bow", "salute", "clap")
+_FILLED, _SEEN = 0.8, (4, 18)  # share of clips with such company on either side, and its frames
 
 
 def _target_clip(domain, name, index, seed, actors):
