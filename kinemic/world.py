@@ -70,7 +70,8 @@ HARD_CASES: dict[str, tuple[tuple[str, ...], ...]] = {
 """Kind of difficulty -> groups of actions that have it; at least one of each group is a target class."""
 
 _PEOPLE = ("a person", "a person", "someone", "the person", "a man", "a woman", "a figure", "this person", "he", "she")
-_AFTER = (" and then ", ", then ", " then ", ", and after that ", " and afterwards ", " and ", ", ", " before he ")
+_AFTER = (" and then ", ", then ", " then ", ", and after that ", " and afterwards ", " and ", ", ", " before {they} ")
+_PRONOUNS = {"a man": "he", "a woman": "she", "he": "he", "she": "she"}  # others are guessed
 _HEDGES = ("it looks like ", "it seems that ", "apparently ", "maybe ")
 _DISTRACTORS = (
     " as if greeting a friend",
@@ -124,13 +125,12 @@ def _sentence(names, acts, rng, manner=(), whole=False):
         parts[k] += f" {rng.choice(manner)}"
     elif rng.random() < 0.15:
         parts[k] += str(rng.choice(_DISTRACTORS))
-    text = parts[0]
+    who = str(rng.choice(_PEOPLE))
+    they = _PRONOUNS.get(who) or str(rng.choice(("he", "she")))
+    text = f"{who} {parts[0]}"
     for part in parts[1:]:
-        text += str(rng.choice(_AFTER)) + part
-    if rng.random() < 0.08:
-        text = f"{rng.choice(_HEDGES)}{rng.choice(_PEOPLE)} {text}."
-    else:
-        text = f"{rng.choice(_PEOPLE)} {text}."
+        text += str(rng.choice(_AFTER)).format(they=they) + part
+    text = f"{rng.choice(_HEDGES) if rng.random() < 0.08 else ''}{text}."
     if rng.random() < ERRORS["letter lost"]:
         k = int(rng.integers(2, len(text) - 1))
         text = text[:k] + text[k + 1 :]
@@ -140,8 +140,8 @@ def _sentence(names, acts, rng, manner=(), whole=False):
 # ---------------------------------------------------------------------------------------------- subjects and domains
 
 _SOURCE, _POOL, _TEST = range(3)
-_SPREAD = 4.5  # how much wider than a source subject a target subject varies from clip to clip
-_FIDGET = 4.0  # largest factor on the idle movement of a target subject's arms
+_SPREAD = 5.5  # how much wider than a source subject a target subject varies from clip to clip
+_FIDGET = 5.0  # largest factor on the idle movement of a target subject's arms
 _SUBJECTS = {_SOURCE: ("S", 14), _POOL: ("P", 16), _TEST: ("T", 16)}
 
 
@@ -296,9 +296,9 @@ def _room(spans, first, last, rows):
 
 
 # Slow and fast errors, metres per axis, of (knees to toes and elbows to wrists, other joints).
-_DRIFT, _JITTER = (0.032, 0.012), (0.0056, 0.0030)
+_DRIFT, _JITTER = (0.04, 0.014), (0.0050, 0.0027)
 # Error of the camera's pitch and roll, radians; share of clips with a hidden limb.
-_TILT, _HIDDEN = 0.15, 0.45
+_TILT, _HIDDEN = 0.18, 0.5
 # Factor of the fast error at rest, and what each m/s adds; frames over which an estimator smooths.
 _BLUR, _SMOOTHING = (0.55, 0.75), 1.3
 
@@ -341,7 +341,7 @@ def as_from_video(joints, rng):
 
 # What people do before and after the action they were asked for; the clip shows a little of it.
 _FILLERS = ("turn", "turn", "sidestep", "walk forward", "walk backward", "point", "raise arms", "bow", "salute", "clap")
-_FILLED, _SEEN = 0.8, (4, 18)  # share of clips with such company on either side, and its frames
+_FILLED, _SEEN = 0.85, (4, 15)  # share of clips with such company on either side, and its frames
 
 
 def _target_clip(domain, name, index, seed, actors):
@@ -355,7 +355,7 @@ def _target_clip(domain, name, index, seed, actors):
         acts = [*before, act, *after]
         joints, spans = stage(actor, acts, rng.integers(0, 4, len(acts) + 1).tolist(), rng)
         start, end = spans[len(before)]
-        head, tail = np.floor(rng.uniform(0, 0.22, 2) * (end - start)).astype(int)
+        head, tail = np.floor(rng.uniform(0, 0.27, 2) * (end - start)).astype(int)
         head, tail = (-int(rng.integers(*_SEEN)) if some else cut for some, cut in ((before, head), (after, tail)))
         joints = joints[max(start + head, 0) : end - tail]
         if 17 <= len(joints) <= 61:
