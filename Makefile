@@ -44,7 +44,7 @@ endif
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help report book chapters chapter test lint results prior clean distclean
+.PHONY: help report book chapters chapter test lint benchmarks results prior clean distclean
 
 help:  ## this list
 	@echo "make TARGET [SCALE=embedded|smoke|paper] [PARAMS=extra.yaml] [PYTHON=python3.11]"
@@ -91,6 +91,9 @@ $(EXECUTED)/$(2).ipynb: | $(EXECUTED)/$(1).ipynb
 endef
 previous :=
 $(foreach chapter,$(CHAPTERS),$(if $(previous),$(eval $(call after,$(previous),$(chapter))))$(eval previous := $(chapter)))
+
+# Two chapters show what the benchmarks wrote.
+$(filter %/04_finetuning.ipynb %/07_full_strength.ipynb,$(DONE)): $(wildcard book/results/benchmarks/*)
 
 # The record shows what all chapters found, and the committed results.
 $(RECORD): $(filter-out $(RECORD),$(DONE)) $(RESULTS)
@@ -144,6 +147,9 @@ prior: $(READY)  ## train the shipped prior again; an interrupted run resumes
 
 results: $(READY)  ## copy the manifests of this scale's runs into book/results, to be committed
 	@$(BIN)/python -m kinemic.artefacts promote $(SCALE)
+
+benchmarks: $(READY)  ## measure speed and write book/results/benchmarks; wants an idle machine
+	@for script in $(wildcard benchmarks/*.py); do $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove built books and executed chapters; keep the environment and the computed artefacts
 	rm -rf _build book/chapters .cache/executed .cache/book .cache/book.log

@@ -18,18 +18,21 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from kinemic.launch import several
+
 __all__ = [
-    "Artefact", "Missing", "Store", "code_of", "environment", "fingerprint", "glue", "load_manifest", "promote",
-    "publish", "source_hash",
+    "Artefact", "Missing", "Store", "code_of", "environment", "fingerprint", "glue", "load_benchmark", "load_manifest",
+    "promote", "publish", "source_hash",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -155,6 +158,10 @@ class Store:
     ) -> Artefact:
         """The finished artefact of a step; computed only if no equal one exists.
 
+        The processes of one launch must all ask for the same steps in the same order. The main one decides, holds the
+        lock and writes; the others compute along, into a folder that is thrown away, and wait until the result is
+        there. If one of them fails, the launcher ends them all.
+
         Args:
             step: name of the step, also the folder's.
             settings: everything the step reads, plain data.
@@ -165,15 +172,27 @@ class Store:
         """
         key = fingerprint([step, settings, [a.key for a in inputs], source_hash(*modules) if modules else ""])
         folder = self.root / step / key
-        if (folder / "manifest.json").is_file():
+        done = folder / "manifest.json"
+        if not several() and done.is_file():
             return Artefact(folder, key)
-        if self._loads_only:
+        if not several() and self._loads_only:
             raise Missing(f"{step} {key}")
         from filelock import FileLock
 
+        from kinemic.launch import Team
+
+        team = Team()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(folder) + ".lock"):  # two chapters may ask for the same step at the same time
-            if (folder / "manifest.json").is_file():
+        # two chapters may ask for the same step at the same time
+        with FileLock(str(folder) + ".lock") if team.main else nullcontext():
+            if team.from_main(done.is_file()):
+                return Artefact(folder, key)
+            if self._loads_only:
+                raise Missing(f"{step} {key}")
+            if not team.main:
+                with tempfile.TemporaryDirectory() as scratch:
+                    compute(Path(scratch))
+                team.wait()
                 return Artefact(folder, key)
             partial = folder.with_name(key + ".partial")
             partial.mkdir(exist_ok=True)
@@ -188,6 +207,7 @@ class Store:
             if folder.exists():  # a folder without manifest is no artefact
                 shutil.rmtree(folder)
             partial.rename(folder)
+            team.wait()
         return Artefact(folder, key)
 
 
@@ -213,6 +233,21 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: damaged manifest (line {error.lineno}); delete its folder and run the chapter again"
         ) from None
+
+
+def load_benchmark(name: str) -> dict[str, Any]:
+    """Committed result of a script in the folder `benchmarks`.
+
+    Returns:
+        name, made, environment, settings, rows (list of flat dicts) and summary (flat dict).
+
+    Raises:
+        FileNotFoundError: not measured yet; gives the command.
+    """
+    path = RECORD / "benchmarks" / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"not measured yet; make it with:\npython benchmarks/{name}.py")
+    return load_manifest(path)
 
 
 def publish(

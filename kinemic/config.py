@@ -5,7 +5,7 @@ Smaller scales are named parameter files (`notebooks/params/<scale>.yaml`). Unkn
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kinemic.artefacts import fingerprint
 
-__all__ = ["ABLATIONS", "PARAMS", "Experiment", "ablation"]
+__all__ = ["ABLATIONS", "BEHAVIOURS", "DEVIATIONS", "PARAMS", "Experiment", "ablation"]
 
 PARAMS = Path(__file__).resolve().parent.parent / "notebooks" / "params"
 
@@ -47,7 +47,7 @@ class DataSettings(Section):
     split: str = "fewshot/S0000/xsub/train"  # list of an NTU-VIBE folder that holds the shots
     min_frames: Count = 40
     max_frames: Count = 200
-    retarget: bool = True  # NTU-VIBE clips get the reference bones; the released vectors keep each performer's own
+    retarget: bool = True  # clips estimated from video get the reference bones; False keeps each performer's own
     limit: Natural = 0  # read only the first clips of a source folder; 0 = all
 
 
@@ -81,14 +81,16 @@ class DiffusionSettings(Section):
 class PretrainSettings(Section):
     """Training of the text-to-motion prior, where no checkpoint is given."""
 
-    checkpoint: str | None = None  # folder written by an earlier run
+    checkpoint: str | None = None  # folder written by an earlier run, or MDM's published model*.pt (or its folder)
     steps: Count = 600_000
-    batch: Count = 64
+    batch: Count = 64  # over all processes
     lr: Rate = 1e-4
     warmup: Natural = 0
     weight_decay: Weight = 0.0
     ema_decay: Share = 0.9999
     cond_mask_prob: Share = 0.1
+    accumulate: Count = 1  # batches per update, their gradients averaged
+    precision: Literal["no", "bf16"] = "no"  # of the transformer's passes
     max_grad_norm: Rate = 1.0
     save_every: Count = 1000
     seed: Natural = 10
@@ -108,10 +110,12 @@ class AdaptSettings(Section):
 
     method: Literal["kinemic", "naive", "scratch"] = "kinemic"
     steps: Count = 10_000
-    batch: Natural = 0  # clips per step; 0 = all shots, as in the paper
+    batch: Natural = 0  # clips per draw, over all processes; 0 = all shots, as in the paper
+    accumulate: Count = 1  # draws per update, their gradients averaged
+    precision: Literal["no", "bf16"] = "no"  # of the transformer's passes
     lr: Rate = 2e-5
     mic_lr: Rate = 2e-5
-    action_lr: Rate = 1e-3  # the table needs its own: at the adapters' rate it hardly leaves its initial value
+    action_lr: Weight = 1e-3  # at the adapters' rate (0 = the same) the table hardly leaves its initial value
     weight_decay: Weight = 1e-5
     max_grad_norm: Rate = 1.0
     ema_decay: Share = 0.0  # 0 = off
@@ -151,9 +155,10 @@ class SynthesisSettings(Section):
 
 
 class HarSettings(Section):
-    """Classifier and its training; every training set gets the same number of updates."""
+    """Classifier and its training."""
 
-    updates: Count = 1480
+    budget: Literal["updates", "epochs"] = "updates"  # the same updates for every set, or the same passes over each
+    updates: Count = 1480  # of budget 'updates'
     batch: Count = 64
     lr: Rate = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -163,7 +168,14 @@ class HarSettings(Section):
     depth: Count = 10
     scheme: Literal["root", "pelvis", "reference", "none"] = "root"
     augment: Literal["none", "standard"] = "none"
+    report: Literal["last", "best"] = "last"  # 'best' chooses the epoch on the test list, as the reference does
     seeds: Count = 5
+
+    @model_validator(mode="after")
+    def _upright(self) -> HarSettings:
+        if self.scheme == "reference" and self.augment != "none":
+            raise ValueError("scheme 'reference' moves the vertical axis, so clips cannot be turned: set augment none")
+        return self
 
 
 class Experiment(Section):
@@ -215,6 +227,7 @@ class Experiment(Section):
         Args:
             scale: name of a file in `notebooks/params`, or the path of a YAML file.
             **parameters: top-level fields, and `settings`, a mapping section -> field -> value. None keeps the scale's.
+                `settings` may also name a `behaviour` (see `BEHAVIOURS`), which fields given beside it override.
 
         Raises:
             FileNotFoundError: no such scale; lists those there are.
@@ -243,7 +256,13 @@ class Experiment(Section):
             if not isinstance(sections, Mapping):
                 raise ValueError(f"{origin}: settings must map sections to fields, found {sections!r}")
             merged.update(layer)
-            for name, fields in sections.items():
+            sections = dict(sections)
+            behaviour = sections.pop("behaviour", "corrected")
+            if behaviour not in BEHAVIOURS:
+                raise ValueError(
+                    f"{origin}: settings.behaviour is {behaviour!r}, choose one of {', '.join(BEHAVIOURS)}"
+                )
+            for name, fields in (*BEHAVIOURS[behaviour].items(), *sections.items()):
                 if not isinstance(fields, Mapping):
                     raise ValueError(f"{origin}: settings.{name} must be a mapping of fields, found {fields!r}")
                 merged[name] = {**merged.get(name, {}), **fields}
@@ -295,6 +314,41 @@ class Experiment(Section):
         for name, fields in sections.items():
             values[name] = {**values[name], **fields} if isinstance(fields, Mapping) else fields
         return type(self).model_validate(values)
+
+
+DEVIATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "prior time map": {"adapt": {"time_map": "ceil"}},
+    "diffusion steps": {"adapt": {"num_timesteps": 100}},
+    "condition dropping": {"adapt": {"condition_dropout": "independent"}},
+    "teacher mode": {"adapt": {"teacher_mode": "train"}},
+    "retargeting": {"data": {"retarget": False}},
+    "short sources": {"adapt": {"short_source": "repeat"}},
+    "window features": {"adapt": {"window_features": "sliced"}},
+    "action table": {"adapt": {"action_init": "normal", "action_lr": 0.0}},
+    "drawn vectors": {"synthesis": {"reconcile": False}},
+    "classifier input": {"har": {"scheme": "reference", "augment": "none"}},
+    "update counts": {"har": {"budget": "epochs"}},
+    "best epoch": {"har": {"report": "best"}},
+}
+"""What the reference implementation does otherwise, one switch a line, as fields of sections that bring it back.
+
+The time map matters only where the target stream has another number of diffusion steps than the prior.
+"""
+
+
+def _joined(switches: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    joined: dict[str, dict[str, Any]] = {}
+    for sections in switches:
+        for name, fields in sections.items():
+            joined.setdefault(name, {}).update(fields)
+    return joined
+
+
+BEHAVIOURS: dict[str, dict[str, dict[str, Any]]] = {"corrected": {}, "reference": _joined(DEVIATIONS.values())}
+"""Named configurations: ours, and the reference implementation with all its deviations.
+
+`settings: {behaviour: reference}` in parameters takes one on top of any scale.
+"""
 
 
 ABLATIONS: dict[str, dict[str, Any]] = {

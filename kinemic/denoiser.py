@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 
 from kinemic._torchvision import ensure_torchvision
 
-__all__ = ["LORA_TARGETS", "Denoiser", "add_lora", "merge_lora", "trainable_parameters"]
+__all__ = ["LORA_TARGETS", "Denoiser", "adapter_of", "add_lora", "merge_lora", "trainable_parameters"]
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 LORA_TARGETS = (*ATTENTION, "linear1", "linear2", "input_proj", "output_proj", "time_mlp.0", "time_mlp.2")
@@ -44,17 +46,32 @@ class EncoderLayer(nn.Module):
             nn.init.zeros_(projection.bias)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        B, N, d = x.shape
-        q, k, v = (p(x).view(B, N, self.heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, keep: Tensor, rows: Tensor) -> Tensor:
+        """One layer over the tokens that count.
+
+        Args:
+            x: (M, d), the tokens of all clips without padding, one after the other.
+            keep: (B, N) bool, True on tokens that attention may read.
+            rows: (M,) long, where in (B * N) the tokens stand.
+        """
+        (B, N), d = keep.shape, x.shape[-1]
+        q, k, v = (
+            _spread(p(x), rows, B * N).view(B, N, self.heads, -1).transpose(1, 2)
+            for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         p = self.dropout if self.training else 0.0
         a = F.scaled_dot_product_attention(
             q, k, v, attn_mask=keep[:, None, None], dropout_p=p
         )  # (B, heads, N, d/heads)
-        a = self.out_proj(a.transpose(1, 2).reshape(B, N, d))
+        a = self.out_proj(a.transpose(1, 2).reshape(B * N, d)[rows])
         x = self.norm1(x + F.dropout(a, self.dropout, self.training))
         h = self.linear2(F.dropout(F.gelu(self.linear1(x)), self.dropout, self.training))
         return self.norm2(x + F.dropout(h, self.dropout, self.training))
+
+
+def _spread(x: Tensor, rows: Tensor, count: int) -> Tensor:
+    """(count, d) with x at some rows and zero elsewhere."""
+    return x.new_zeros(count, x.shape[-1]).index_copy(0, rows, x)
 
 
 class Denoiser(nn.Module):
@@ -73,6 +90,8 @@ class Denoiser(nn.Module):
 
     Source: MDM (Tevet et al. 2023), arch 'trans_enc'; 17,880,327 parameters at paper size without actions.
     """
+
+    pack = True  # False computes the padding too: for comparison
 
     def __init__(
         self,
@@ -176,10 +195,13 @@ class Denoiser(nn.Module):
         h = self.input_proj(x.reshape(B, N, -1))
         keep = F.pad(mask.view(B, N, self.patch).any(-1), (1, 0), value=True)  # (B, 1 + N)
         h = torch.cat([c[:, None], h], dim=1) + self.table[: N + 1]
-        h = F.dropout(h, self.dropout, self.training)
+        # Only attention needs clips side by side; everything else runs over the real tokens alone.
+        count = keep.numel()
+        rows = keep.flatten().nonzero().squeeze(1) if self.pack else torch.arange(count, device=keep.device)
+        h = F.dropout(h.flatten(0, 1)[rows], self.dropout, self.training)
         for layer in self.layers:
-            h = layer(h, keep)
-        latent = h[:, 1:]
+            h = layer(h, keep, rows)
+        latent = _spread(h, rows, count).view(B, N + 1, -1)[:, 1:]
         out = self.output_proj(latent).reshape(B, N * self.patch, self.num_features)[:, :T]
         return (out, latent) if return_latent else out
 
@@ -210,6 +232,25 @@ def add_lora(model: Denoiser, *, rank: int = 16, alpha: float = 32, dropout: flo
     if model.embed_action is not None:
         model.embed_action.requires_grad_(True)
     return model
+
+
+def adapter_of(model: Denoiser) -> tuple[Any, dict[str, Tensor]]:
+    """Adapters of a denoiser as `peft` would save them, before they are merged.
+
+    Returns:
+        `peft.LoraConfig`, and copies of the weights under the names that `peft.PeftModel` gives them. The action table
+        is among them, as a module that is saved whole.
+    """
+    ensure_torchvision()
+    from peft import get_peft_model_state_dict
+
+    config = copy(model.peft_config["default"])
+    config.inference_mode = True
+    weights = get_peft_model_state_dict(model)
+    if model.embed_action is not None:
+        config.modules_to_save = ["embed_action"]
+        weights["embed_action.weight"] = model.embed_action.weight
+    return config, {f"base_model.model.{k}": v.detach().cpu().clone() for k, v in weights.items()}
 
 
 def merge_lora(model: Denoiser) -> Denoiser:

@@ -118,11 +118,15 @@ class Diffusion:
         """Scheduler of `diffusers` with this noise schedule, ready to step.
 
         Args:
-            sampler: 'ddpm' (ancestral, small variance: the reference), 'ddim' or 'dpmsolver++'.
+            sampler: 'ddpm' (ancestral, small variance: the reference) and 'ddim' space their steps evenly in time,
+                'dpmsolver++' (second order) evenly in the logarithm of the signal-to-noise ratio. The latter spends
+                its steps near both ends, where the cosine schedule is steep; with ten steps or fewer this decides.
             steps: number of model evaluations; default all S. 'ddpm' takes any number too.
 
         Raises:
             ValueError: unknown sampler or impossible number of steps.
+
+        Source: Ho et al. (2020), Song et al. (2021), Lu et al. (2022) with its uniform steps in log-SNR.
         """
         steps = steps or self.num_timesteps
         if not 1 <= steps <= self.num_timesteps:
@@ -141,11 +145,24 @@ class Diffusion:
         elif sampler == "dpmsolver++":
             from diffusers import DPMSolverMultistepScheduler
 
-            made = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", timestep_spacing="trailing")
+            made = DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++")
+            # its own option for this (use_lu_lambdas) rounds several steps to one time, which short schedules cannot do
+            made.set_timesteps(timesteps=self._even_in_log_snr(steps))
+            return made
         else:
             raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
         made.set_timesteps(steps)
         return made
+
+    def _even_in_log_snr(self, steps: int) -> list[int]:
+        """Distinct times from S - 1 to 0, as evenly spaced in log signal-to-noise ratio as whole times can be."""
+        a = self.alphas_cumprod.numpy()
+        log_snr = np.log(a) - np.log1p(-a)
+        wanted = np.linspace(log_snr[-1], log_snr[0], steps)
+        times = np.abs(log_snr[None] - wanted[:, None]).argmin(axis=1)
+        for i in range(steps):  # each below the one before, and enough left for those after
+            times[i] = max(min(times[i], times[i - 1] - 1 if i else times[i]), steps - 1 - i)
+        return times.tolist()
 
     @torch.no_grad()
     def sample(

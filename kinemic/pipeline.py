@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from kinemic import har, metrics, motion, train
+from kinemic import checkpoints, har, metrics, motion, train
 from kinemic import world as embedded
 from kinemic.artefacts import ROOT, Artefact, Missing, Store, code_of
-from kinemic.config import Experiment
+from kinemic.config import AdaptSettings, Experiment, HarSettings
 from kinemic.data import Clip, entries, few_shot, read_humanml3d, read_ntu_vibe, subject_disjoint, write_humanml3d
 from kinemic.denoiser import Denoiser
 from kinemic.diffusion import Diffusion
+from kinemic.launch import Team, several
 from kinemic.retrieval import Neighbours, caption_means, soft_positives
 from kinemic.text import TextCache, load_encoder
 
@@ -120,6 +121,13 @@ def _folder_artefact(folder: Path) -> Artefact:
     return Artefact(folder, digest.hexdigest()[:16])
 
 
+def _updates(settings: HarSettings, training: TrainingSet) -> int:
+    """Updates that a classifier gets on a training set."""
+    if settings.budget == "updates":
+        return settings.updates
+    return har.epoch_updates(len(training.joints), settings.batch)
+
+
 @lru_cache(maxsize=1)
 def _lab_of_worker(experiment: Experiment, root: Path) -> Lab:
     """A process that computes for `Lab.each` reads the data once."""
@@ -153,17 +161,18 @@ class Lab:
     def _device(wanted: str) -> str:
         available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if wanted == "auto":
-            return next(d for d in ("cuda", "mps", "cpu") if available[d])
+            wanted = next(d for d in ("cuda", "mps", "cpu") if available[d])
         if not available[wanted]:
             raise ValueError(f"device {wanted!r} is not available to this PyTorch: use device 'auto' or 'cpu'")
-        return wanted
+        return Team(wanted).device if several() else wanted
 
     def each(self, verb: str, calls: Sequence[Mapping[str, Any]]) -> list:
         """Results of `adapt`, `synthesize` or `evaluate` for several sets of arguments, in their order.
 
         What the store lacks is computed first. On CPU that is done side by side, a process per core with one thread
         each: models of this size gain little from a second thread, and results do not depend on the number of cores.
-        On a GPU the calls go one after the other. What was finished before an error is kept.
+        On a GPU, and where several processes were launched, the calls go one after the other. What was finished before
+        an error is kept.
 
         Args:
             verb: name of the method.
@@ -176,7 +185,7 @@ class Lab:
                     getattr(self, verb)(**arguments)
                 except Missing:
                     lacking.append(arguments)
-        if lacking and self.device == "cpu":
+        if lacking and self.device == "cpu" and not several():
             # what all of them read is made here, with all threads and its own progress bar
             _ = self.data if verb == "evaluate" else (self.prior, self.source_stream)
             jobs = (joblib.delayed(_compute)(self.cfg, self.store.root, verb, arguments) for arguments in lacking)
@@ -199,13 +208,13 @@ class Lab:
         """The embedded world as two data folders, `source` and `target`."""
 
         def compute(folder: Path) -> dict:
-            made = embedded.make_world(**self.cfg.world.model_dump())
+            made = embedded.make_world(**self.cfg.world.model_dump(), retarget=self.cfg.data.retarget)
             fitted = motion.Normalizer.fit([c.features for c in made.source])
             write_humanml3d(folder / "source", {"train": made.source}, fitted)
             write_humanml3d(folder / "target", {"pool": made.pool, "test": made.test}, fitted)
             return {"source clips": len(made.source), "pool": len(made.pool), "test": len(made.test)}
 
-        settings = self.cfg.world.model_dump() | {"version": embedded.VERSION}
+        settings = self.cfg.world.model_dump() | {"version": embedded.VERSION, "retarget": self.cfg.data.retarget}
         return self.store.run("world", settings, compute, modules=PREPARE)
 
     @cached_property
@@ -292,6 +301,9 @@ class Lab:
             folder = Path(cfg.pretrain.checkpoint)
             if not folder.is_absolute() and not folder.exists():
                 folder = ROOT / folder  # so that parameter files can name the checkpoint that comes with the package
+            published = checkpoints.find_mdm(folder)
+            if published is not None:
+                return self._published_prior(published)
             model = train.load_model(folder)
             if model.settings["text_dim"] != self.text.encoder.dim:
                 raise ValueError(
@@ -327,6 +339,35 @@ class Lab:
             return {"loss": log[-1]["loss"], "parameters": sum(p.numel() for p in model.parameters())}
 
         return self.store.run("prior", settings, compute, modules=TRAIN)
+
+    def _published_prior(self, path: Path) -> Artefact:
+        """A checkpoint of MDM in our layout, converted once."""
+
+        def compute(folder: Path) -> dict:
+            model, args = checkpoints.load_mdm(path)
+            given = {"diffusion_steps": args["diffusion_steps"], **model.settings}
+            wanted = {
+                "num_features": (motion.NUM_FEATURES, "take a prior trained on HumanML3D vectors"),
+                "text_dim": (self.text.encoder.dim, f"encoder {self.text.encoder.name!r}: change text.encoder"),
+                "diffusion_steps": (self.diffusion.num_timesteps, "change diffusion.num_timesteps"),
+            }
+            for name, (value, mend) in wanted.items():
+                if given[name] != value:
+                    raise ValueError(f"{path}: has {name} {given[name]}, this experiment {value} ({mend})")
+            train.save_model(folder, "denoiser", model, model.settings)
+            return {"parameters": sum(p.numel() for p in model.parameters())}
+
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such checkpoint; change pretrain.checkpoint")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        arguments = path.with_name("args.json")
+        digest.update(arguments.read_bytes() if arguments.is_file() else b"")
+        settings = {
+            "published": digest.hexdigest(), "num_timesteps": self.diffusion.num_timesteps,
+            "text_dim": self.text.encoder.dim,
+        }  # fmt: skip
+        return self.store.run("prior", settings, compute, modules=("denoiser", "checkpoints"))
 
     @cached_property
     def prior_model(self) -> Denoiser:
@@ -397,6 +438,10 @@ class Lab:
                 progress=f"{options.method}, draw {draw}" if self.progress else "", **fields,
             )  # fmt: skip
             train.save_model(folder / "generator", "denoiser", made.model, made.model.settings)
+            card = self._card(options, made.adapter is not None)
+            (folder / "generator" / "README.md").write_text(card)
+            if made.adapter is not None:
+                checkpoints.save_adapter(folder / "adapter", made.adapter, card)
             if made.mic is not None:
                 train.save_model(folder / "mic", "mic", made.mic, made.mic.settings)
             np.save(folder / "windows.npy", made.windows)
@@ -405,6 +450,22 @@ class Lab:
             return {"loss": made.log[-1]["loss"]}
 
         return self.store.run("adapt", settings, compute, inputs=[self.prior, *self.data.origin], modules=TRAIN)
+
+    def _card(self, options: AdaptSettings, adapter: bool) -> str:
+        """Model card of a generator."""
+        cfg = self.cfg
+        name = Path(cfg.pretrain.checkpoint).name if cfg.pretrain.checkpoint else "trained on the source"
+        made_from = f"{name} (key {self.prior.key})"
+        # a checkpoint that does not name the world it was trained on may come from anywhere
+        known = (self.prior.folder / "manifest.json").is_file() and "world" in self.prior.manifest
+        simulated = cfg.source == cfg.target == "embedded" and (known or not cfg.pretrain.checkpoint)
+        if options.method == "scratch":
+            made_from = "none: trained from random weights"
+        return checkpoints.generator_card(
+            classes=self.data.classes, shots=cfg.shots, prior=made_from, encoder=self.text.encoder.name,
+            source=Path(cfg.source).name, target=Path(cfg.target).name, settings=options.model_dump(),
+            simulated=simulated, adapter=adapter,
+        )  # fmt: skip
 
     # --- mine -------------------------------------------------------------------------------------------------------
 
@@ -567,19 +628,46 @@ class Lab:
         ]
         return TrainingSet(joints, windows.action, np.ones(len(joints), bool))
 
-    def _classifier(self, training: TrainingSet, seed: int, augment: str) -> har.Classifier:
-        h = self.cfg.har
+    def _classifier(
+        self,
+        training: TrainingSet,
+        seed: int,
+        augment: str,
+        settings: HarSettings,
+        callback: Callable[[int, har.Classifier], None] | None = None,
+    ) -> har.Classifier:
+        h = settings
+        drawn = {"balance": True, "sources": training.synthetic.astype(int)}
+        if h.budget == "epochs":  # passes over the set as it is
+            drawn = {}
         return har.fit(
-            training.joints, training.labels, len(self.data.classes), updates=h.updates, batch_size=h.batch, lr=h.lr,
-            weight_decay=h.weight_decay, optimizer=h.optimizer, clip_len=h.clip_len, channels=h.channels, depth=h.depth,
-            scheme=h.scheme, augment=augment, balance=True, sources=training.synthetic.astype(int), seed=seed,
-            device=self.device,
+            training.joints, training.labels, len(self.data.classes), updates=_updates(h, training),
+            batch_size=h.batch, lr=h.lr, weight_decay=h.weight_decay, optimizer=h.optimizer, clip_len=h.clip_len,
+            channels=h.channels, depth=h.depth, scheme=h.scheme, augment=augment, seed=seed, device=self.device,
+            callback=callback, **drawn,
         )  # fmt: skip
+
+    def _predictions(self, training: TrainingSet, seed: int, augment: str, labels: np.ndarray) -> np.ndarray:
+        """(N,) classes of the test clips, by the last state of a classifier or by the one that scores best on them."""
+        h, joints = self.cfg.har, [c.joints for c in self.data.test]
+        if h.report == "last":
+            return self._classifier(training, seed, augment, h).predict(joints).argmax(1)
+        every, best = max(1, _updates(h, training) // har.EPOCHS), []
+
+        def look(update: int, classifier: har.Classifier) -> None:
+            if update % every == 0:
+                seen = classifier.predict(joints).argmax(1)
+                if not best or (seen == labels).sum() > (best[0] == labels).sum():
+                    best[:] = [seen]
+
+        self._classifier(training, seed, augment, h, look)
+        return best[0]
 
     def evaluate(self, training: TrainingSet, augment: str | None = None) -> dict[str, np.ndarray]:
         """Train the classifier on one training set and test it on held-out subjects, once per classifier seed.
 
-        Every training set gets the same number of updates; the last one is what counts.
+        Every training set gets the same number of updates, and the last one is what counts, unless the experiment's
+        `har.budget` and `har.report` say otherwise.
 
         Args:
             training: clips and labels.
@@ -596,17 +684,12 @@ class Lab:
             digest.update(np.ascontiguousarray(joints, np.float32).tobytes())
         settings = {"har": self.cfg.har.model_dump(), "augment": augment, "clips": digest.hexdigest(),
                     "labels": training.labels.tolist(), "synthetic": training.synthetic.tolist(),
-                    "code": code_of(Lab._classifier)}  # fmt: skip
+                    "code": code_of(Lab._classifier, Lab._predictions, _updates)}  # fmt: skip
 
         def compute(folder: Path) -> dict:
             labels = self.data.labels(self.data.test)
-            joints = [c.joints for c in self.data.test]
-            predictions = np.stack(
-                [
-                    self._classifier(training, seed, augment).predict(joints).argmax(1)
-                    for seed in range(self.cfg.har.seeds)
-                ]
-            )
+            seeds = range(self.cfg.har.seeds)
+            predictions = np.stack([self._predictions(training, seed, augment, labels) for seed in seeds])
             np.savez(folder / "predictions.npz", predictions=predictions, labels=labels)
             return {"top1": (predictions == labels).mean(1).tolist()}
 
@@ -616,11 +699,16 @@ class Lab:
 
     @cached_property
     def referee(self) -> har.Classifier:
-        """Classifier trained on every pool clip: it judges synthetic motion and gives the features of distances."""
-        settings = {"har": self.cfg.har.model_dump(), "code": code_of(Lab._classifier)}
+        """Classifier trained on every pool clip: it judges synthetic motion and gives the features of distances.
+
+        Placement and budget are the corrected ones whatever the experiment takes: a judge must not change with what it
+        judges.
+        """
+        judge = self.cfg.har.model_copy(update={"scheme": "root", "budget": "updates"})
+        settings = {"har": judge.model_dump(exclude={"report"}), "code": code_of(Lab._classifier)}
 
         def compute(folder: Path) -> dict:
-            self._classifier(self.training_set(self.data.pool), 0, "standard").save(folder / "referee")
+            self._classifier(self.training_set(self.data.pool), 0, "standard", judge).save(folder / "referee")
             return {}
 
         done = self.store.run("referee", settings, compute, inputs=self.data.origin, modules=("motion", "har"))

@@ -22,7 +22,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from kinemic.acting import PRIMITIVES, Actor, lap, perform, stage, turned
 from kinemic.data import Caption, Clip, Segment
-from kinemic.motion import BONE_LENGTHS, FPS, mirror
+from kinemic.motion import BONE_LENGTHS, FPS, PARENTS, mirror
+from kinemic.motion import retarget as with_bones
 
 __all__ = [
     "CLASSES", "ERRORS", "HARD_CASES", "PRIMITIVES", "VERSION", "World", "as_from_video", "make_world", "perform",
@@ -344,7 +345,7 @@ _FILLERS = ("turn", "turn", "sidestep", "walk forward", "walk backward", "point"
 _FILLED, _SEEN = 0.85, (4, 15)  # share of clips with such company on either side, and its frames
 
 
-def _target_clip(domain, name, index, seed, actors):
+def _target_clip(domain, name, index, seed, actors, retarget):
     rng = np.random.default_rng([seed, 2 + domain, list(CLASSES).index(name), index])
     actor = _today(actors[index % len(actors)], rng, _SPREAD)
     while True:
@@ -361,11 +362,14 @@ def _target_clip(domain, name, index, seed, actors):
         if 17 <= len(joints) <= 61:
             break
     joints = as_from_video(joints, rng)
+    if not retarget:  # estimators of bodies hold their bones constant over a clip, as in its first frame
+        joints = with_bones(joints, joints[0] - joints[0, np.maximum(PARENTS, 0)])
     prefix = "pool" if domain == _POOL else "test"
     return Clip.from_joints(
         f"{prefix}_{name.replace(' ', '-')}_{index:03d}",
         joints,
         FPS,
+        retarget=retarget,
         floor="lowest",
         action=name,
         captions=tuple(Caption(text) for text in CLASSES[name]),
@@ -377,7 +381,7 @@ def _filler(actor, rng):
     return PRIMITIVES[str(rng.choice(_FILLERS))].act(actor, rng)
 
 
-def make_world(source_clips=1200, pool_clips=30, test_clips=60, seed=0):
+def make_world(source_clips=1200, pool_clips=30, test_clips=60, seed=0, *, retarget=True):
     """Make the corpus.
 
     Every clip has a random stream of its own: clip i of a set does not depend on how many clips are asked for.
@@ -387,6 +391,7 @@ def make_world(source_clips=1200, pool_clips=30, test_clips=60, seed=0):
         pool_clips: target clips of each class for the few-shot pool, at least 1.
         test_clips: target clips of each class for the test, by other subjects than the pool, at least 1.
         seed: non-negative whole number.
+        retarget: give target clips the reference bones; False keeps the bones that the estimate has in frame 0.
 
     Returns:
         `World`.
@@ -405,7 +410,7 @@ def make_world(source_clips=1200, pool_clips=30, test_clips=60, seed=0):
     actors = {d: [_actor(d, i, seed) for i in range(count)] for d, (_, count) in _SUBJECTS.items()}
     source = [clip for i in range(source_clips) for clip in _source_clips(i, seed, actors[_SOURCE])]
     pool, test = (
-        [_target_clip(d, name, i, seed, actors[d]) for name in CLASSES for i in range(count)]
+        [_target_clip(d, name, i, seed, actors[d], retarget) for name in CLASSES for i in range(count)]
         for d, count in ((_POOL, pool_clips), (_TEST, test_clips))
     )
     return World(source, pool, test, tuple(CLASSES), dict(CLASSES))

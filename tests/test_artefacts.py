@@ -95,3 +95,25 @@ def test_only_results_are_promoted_to_the_record(store, tmp_path, monkeypatch):
     (made,) = promote(store)
     assert made == tmp_path / "record" / "embedded" / "05.json"
     assert json.loads(made.read_text())["metrics"]["x"]["value"] == 1
+
+
+def test_a_benchmark_that_was_not_run_gives_its_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(artefacts, "RECORD", tmp_path)
+    with pytest.raises(FileNotFoundError, match="make it with:\npython benchmarks/sample.py"):
+        artefacts.load_benchmark("sample")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "sample.json").write_text('{"rows": [')
+    with pytest.raises(ValueError, match="damaged"):
+        artefacts.load_benchmark("sample")
+    (tmp_path / "benchmarks" / "sample.json").write_text('{"rows": []}')
+    assert artefacts.load_benchmark("sample") == {"rows": []}
+
+
+def test_committed_benchmarks_have_a_script_and_one_form():
+    for path in (artefacts.RECORD / "benchmarks").glob("*.json"):
+        found = artefacts.load_benchmark(path.stem)
+        assert (artefacts.ROOT / "benchmarks" / f"{path.stem}.py").is_file()
+        assert set(found) == {"name", "made", "environment", "settings", "rows", "summary"} and found["rows"]
+        assert found["name"] == path.stem and not found["settings"].get("quick")
+        flat = [*found["rows"], found["summary"]]
+        assert all(isinstance(v, str | int | float | None) for row in flat for v in row.values())

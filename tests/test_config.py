@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from kinemic.config import ABLATIONS, PARAMS, Experiment, ablation
+from kinemic.config import ABLATIONS, BEHAVIOURS, DEVIATIONS, PARAMS, Experiment, ablation
 
 
 def test_defaults_are_the_papers():
@@ -51,6 +51,8 @@ def test_values_as_papermill_injects_them_are_read():
     ({"settings": {"denoiser": {"dim": 30, "heads": 4}}}, "cannot be split into 4"),
     ({"settings": {"diffusion": {"sampling_steps": 99}}}, "exceeds num_timesteps"),
     ({"settings": {"adapt": 3}}, "settings.adapt must be a mapping"),
+    ({"settings": {"behaviour": "published"}}, "behaviour is 'published', choose one of corrected, reference"),
+    ({"settings": {"har": {"scheme": "reference"}}}, "moves the vertical axis, .*set augment none"),
     ({"settings": 3}, "settings must map"),
 ])  # fmt: skip
 def test_unknown_and_impossible_parameters_are_one_line(parameters, said):
@@ -98,6 +100,38 @@ def test_every_ablation_is_a_valid_experiment_that_differs(name):
     changed = ablation(cfg, name)
     assert (changed == cfg) == (name == "kinemic")
     assert changed.override(adapt={k: getattr(cfg.adapt, k) for k in ABLATIONS[name]}) == cfg
+
+
+def test_the_reference_is_one_name_on_any_scale_and_keeps_its_sizes():
+    ours, theirs = (Experiment.load("embedded", settings={"behaviour": b}) for b in ("corrected", "reference"))
+    assert ours == Experiment.load("embedded")
+    a, h = theirs.adapt, theirs.har
+    assert (a.time_map, a.num_timesteps, a.condition_dropout, a.teacher_mode) == ("ceil", 100, "independent", "train")
+    assert (a.short_source, a.window_features, a.action_init, a.action_lr) == ("repeat", "sliced", "normal", 0)
+    assert (h.scheme, h.augment, h.budget, h.report) == ("reference", "none", "epochs", "best")
+    assert not theirs.data.retarget and not theirs.synthesis.reconcile
+    assert (a.steps, a.rank, theirs.denoiser, h.updates) == (
+        ours.adapt.steps, ours.adapt.rank, ours.denoiser, ours.har.updates)  # fmt: skip
+    assert theirs.edition.startswith("embedded.") and ours.edition == "embedded"
+
+
+def test_fields_given_beside_a_behaviour_win(tmp_path):
+    mixed = {"behaviour": "reference", "adapt": {"teacher_mode": "eval"}, "har": {"updates": 7}}
+    cfg = Experiment.load("embedded", settings=mixed)
+    assert (cfg.adapt.teacher_mode, cfg.adapt.time_map, cfg.har.updates) == ("eval", "ceil", 7)
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({"settings": mixed}))
+    cfg = Experiment.load(str(own), settings={"adapt": {"time_map": "nearest"}})
+    assert (cfg.adapt.teacher_mode, cfg.adapt.time_map, cfg.har.report) == ("eval", "nearest", "best")
+
+
+@pytest.mark.parametrize("name", DEVIATIONS)
+def test_every_deviation_changes_a_valid_experiment_and_is_part_of_the_reference(name):
+    cfg = Experiment.load("paper")
+    changed = cfg.override(**DEVIATIONS[name])
+    assert changed != cfg
+    for section, fields in DEVIATIONS[name].items():
+        assert fields.items() <= BEHAVIOURS["reference"][section].items()
 
 
 def test_unknown_ablation_is_refused():

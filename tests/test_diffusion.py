@@ -66,6 +66,43 @@ def test_a_perfect_model_is_sampled_exactly(sampler, steps):
     assert torch.equal(out[1, 2:], torch.zeros(2, 3))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 49, 50])
+def test_dpm_solver_spaces_distinct_steps_evenly_in_log_snr(steps):
+    diffusion = Diffusion(50)
+    times = diffusion.scheduler("dpmsolver++", steps).timesteps
+    assert len(times) == steps and int(times[0]) == 49 and (torch.diff(times) < 0).all() and int(times[-1]) >= 0
+    assert steps == 1 or int(times[-1]) == 0
+    assert steps < 50 or times.tolist() == list(range(49, -1, -1))
+
+
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_these_steps_are_those_of_diffusers_where_it_has_distinct_ones(steps):
+    from diffusers import DPMSolverMultistepScheduler
+
+    theirs = DPMSolverMultistepScheduler(50, trained_betas=cosine_betas(50), use_lu_lambdas=True)
+    theirs.set_timesteps(steps)
+    assert Diffusion(50).scheduler("dpmsolver++", steps).timesteps.tolist() == theirs.timesteps.tolist()
+
+
+def test_dpm_solver_is_nearer_to_the_solution_of_its_equation_than_ddim_at_few_steps():
+    """Data N(0, 0.5^2): the best estimate is linear in x and the flow from noise to data has a closed form."""
+    diffusion, spread = Diffusion(50), 0.5
+    a = diffusion.alphas_cumprod
+
+    def best(x, t, **_):
+        s, n = a[t].sqrt().to(x.dtype), (1 - a[t]).to(x.dtype)
+        return (s * spread**2 / (s**2 * spread**2 + n))[:, None, None] * x
+
+    def drawn(sampler, steps):
+        generator = torch.Generator().manual_seed(0)
+        return diffusion.sample(best, torch.tensor([64]), 8, sampler=sampler, steps=steps, generator=generator)
+
+    start = torch.randn(1, 64, 8, generator=torch.Generator().manual_seed(0))
+    exact = start * spread / (a[-1] * spread**2 + 1 - a[-1]).sqrt().float()
+    error = {name: float((drawn(name, 8) - exact).abs().mean()) for name in ("ddim", "dpmsolver++")}
+    assert error["dpmsolver++"] < 0.6 * error["ddim"] and error["dpmsolver++"] < 0.05
+
+
 def test_guidance_extrapolates_and_scale_one_is_the_conditional_model():
     args = dict(text=torch.ones(1, 5), sampler="ddim", steps=50)
     for scale, expected in ((1.0, 2.0), (2.5, 1.0 + 2.5 * (2.0 - 1.0))):

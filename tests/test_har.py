@@ -29,6 +29,11 @@ def trained(two_actions):
     return har.fit(*two_actions(0), 2, updates=40, seed=3, classes=["right", "left"], **SMALL)
 
 
+def test_equal_epochs_give_the_published_numbers_of_updates():
+    """Real only, synthetic only, both, and all real clips of the classes, in batches of 64."""
+    assert [har.epoch_updates(count, 64) for count in (30, 1152, 1182, 1112)] == [40, 1440, 1480, 1400]
+
+
 def test_adjacency_has_the_published_entries_and_its_columns_sum_to_one():
     graph = har.adjacency()
     assert [int((subset != 0).sum()) for subset in graph] == [22, 36, 6]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kinemic import data, motion
+from kinemic import data, har, motion
 from kinemic.artefacts import Store
 from kinemic.config import Experiment
 from kinemic.pipeline import Lab
@@ -99,6 +99,51 @@ def test_each_computes_only_what_lacks_and_keeps_the_order(lab, store, chain, mo
     with pytest.raises(ValueError, match="text"):  # an error in another process arrives as itself
         lab.each("adapt", [{"draw": 0, "condition": "words"}])
     assert lab.each("adapt", calls)[2].key == made[2].key  # and the store computes again
+
+
+def test_equal_epochs_give_each_set_its_own_number_of_updates(lab, store, monkeypatch):
+    asked = []
+    real = har.fit
+    monkeypatch.setattr("kinemic.pipeline.har.fit", lambda *a, **k: asked.append(k) or real(*a, **k))
+    pool = lab.data.pool
+    for budget, wanted in (("updates", (2, 2)), ("epochs", (20, 80))):
+        cfg = lab.cfg.override(har={"budget": budget, "batch": 32})
+        own = Lab(cfg, store, progress=False)
+        for part, updates in zip((pool[:8], pool[:24] + pool[:6]), wanted, strict=True):
+            own.evaluate(own.training_set(part))
+            assert asked[-1]["updates"] == updates
+            assert asked[-1].get("balance", False) == (budget == "updates")  # epochs pass over the set as it is
+
+
+def test_the_best_epoch_is_the_maximum_over_the_test_list(lab, store):
+    own = Lab(lab.cfg.override(har={"report": "best", "updates": 40, "seeds": 2}), store, progress=False)
+    last = Lab(lab.cfg.override(har={"updates": 40, "seeds": 2}), store, progress=False)
+    training, h = own.training_set(own.shots(0)), own.cfg.har
+    labels, clips = own.data.labels(own.data.test), [c.joints for c in own.data.test]
+    for seed in range(2):
+        curve = []
+        har.fit(
+            training.joints, training.labels, 8, updates=40, seed=seed, batch_size=h.batch, lr=h.lr, scheme=h.scheme,
+            weight_decay=h.weight_decay, optimizer=h.optimizer, clip_len=h.clip_len, channels=h.channels,
+            depth=h.depth, augment=h.augment, balance=True, sources=training.synthetic * 1,
+            callback=lambda u, c, curve=curve: u % 2 or curve.append((c.predict(clips).argmax(1) == labels).mean()),
+        )  # fmt: skip
+        assert len(curve) == 20
+        assert own.evaluate(training)["top1"][seed] == max(curve)
+        assert last.evaluate(training)["top1"][seed] == curve[-1]
+
+
+def test_one_referee_judges_every_behaviour(lab, store):
+    # bodies stay the corrected ones, since the referee is trained on the target
+    settings = {**TINY, "behaviour": "reference", "data": {"retarget": True}}
+    theirs = Experiment.load("smoke", settings=settings)
+    assert theirs.har.scheme == "reference"
+    own = Lab(theirs, store, progress=False)
+    clips = [c.joints for c in lab.data.test]
+    assert np.array_equal(own.referee.predict(clips), lab.referee.predict(clips))
+    made = own.synthesize(own.adapt(0), 0)
+    top1 = own.evaluate(own.training_set(own.shots(0)) + own.training_set(own.load_clips(made), True))["top1"]
+    assert top1.shape == (1,) and made.key != lab.synthesize(lab.adapt(0), 0).key
 
 
 def test_draws_differ_and_repeat(lab):

@@ -1,5 +1,7 @@
 """Training: every alternative takes a step, gradients go where they belong, runs resume to the bit, models learn."""
 
+import copy
+import errno
 import json
 import os
 import signal
@@ -10,15 +12,17 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from kinemic import motion, train
-from kinemic.config import ABLATIONS, AdaptSettings
+from kinemic.config import ABLATIONS, AdaptSettings, Experiment
 from kinemic.denoiser import Denoiser
 from kinemic.diffusion import Diffusion
 from kinemic.mining import MIC
 
 SIZE = dict(num_features=263, text_dim=6, dim=16, layers=1, heads=2, ff=16, dropout=0.0)
 DIFFUSION = Diffusion(10)
+LOOP = {"steps", "accumulate", "max_grad_norm", "ema_decay", "save_every", "progress"}  # of `adapt`, not `Adaptation`
 
 
 def options(**changed):
@@ -178,6 +182,159 @@ def test_a_killed_pretraining_resumes_to_the_same_weights(tmp_path):
     ).read_bytes()
 
 
+def curve(prior, streams, **changed):
+    source, shots, lists = streams
+    made = train.adapt(copy.deepcopy(prior), DIFFUSION, shots, source, lists, **options(steps=40, lr=1e-3, **changed))
+    return np.array([row["loss"] for row in made.log]).reshape(4, -1).mean(axis=1)
+
+
+def test_bfloat16_follows_the_float32_curve_within_the_noise_of_seeds(streams, prior):
+    full = curve(prior, streams)
+    others = [curve(prior, streams, seed=seed) for seed in (11, 12, 13)]
+    noise = np.std([full, *others], axis=0, ddof=1)
+    half = curve(prior, streams, precision="bf16")
+    assert (half != full).any() and (np.abs(half - full) < noise).all()
+
+
+def test_bfloat16_reaches_the_denoiser_and_not_the_weights_or_losses(streams, prior, monkeypatch):
+    source, _, _ = streams
+    seen = []
+    loss = train.masked_mse
+    monkeypatch.setattr(train, "masked_mse", lambda a, b, m: seen.append(a.dtype) or loss(a, b, m))
+    inside = []
+    prior.output_proj.register_forward_hook(lambda module, args, out: inside.append(out.dtype))
+    train.pretrain(prior, DIFFUSION, source, steps=1, batch=3, precision="bf16", progress="")
+    assert inside == [torch.bfloat16] and seen == [torch.float32]
+    assert {p.dtype for p in prior.parameters()} == {torch.float32}
+
+
+def test_a_device_without_bfloat16_is_named(monkeypatch):
+    import accelerate.utils
+
+    monkeypatch.setattr(accelerate.utils, "is_bf16_available", lambda ignore_tpu: False)
+    with pytest.raises(ValueError, match="device 'cuda' has no bfloat16; set precision to 'no'"):
+        train._autocast("cuda", "bf16")
+    with pytest.raises(ValueError, match="precision is 'fp8'"):
+        train._autocast("cpu", "fp8")
+
+
+def test_accumulated_batches_take_the_step_of_their_mean_gradient(streams, prior):
+    """One update from two draws against plain gradient descent by hand on the same two draws."""
+    source, shots, lists = streams
+    given = {k: v for k, v in options(accumulate=2, steps=1).items() if k not in LOOP}
+    hand = train.Adaptation(prior, DIFFUSION, shots, source, lists, **given)
+    for _ in range(2):
+        (hand.losses(hand.draw())["loss"] / 2).backward()
+    assert len(hand.memory.keys) == 8  # both draws of four went into the bank
+    parameters = list(hand.run.named().values())
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    hand.run.optimizer.step()
+    made = train.adapt(prior, DIFFUSION, shots, source, lists, **options(accumulate=2, steps=1))
+    for key, value in hand.mic.state_dict().items():
+        assert torch.equal(value, made.mic.state_dict()[key]), key
+    assert len(made.windows) == 8 and len(made.log) == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from kinemic import train
+torch.set_num_threads(1)
+kill_at, how, checkpoint, out = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+given = torch.load(sys.argv[5], weights_only=False)
+fit, save_file = train._fit, train.save_file
+def stop():
+    os.kill(os.getpid(), signal.SIGKILL)
+def writing(tensors, path, **rest):  # dies when half of the file is on the disk
+    save_file(tensors, path, **rest)
+    if kill_at and how == "writing" and Path(checkpoint).exists():  # one good checkpoint is there
+        os.truncate(path, os.path.getsize(path) // 2)
+        stop()
+def watched(run, losses, steps, **rest):
+    def counted(step):
+        if kill_at and how == "step" and step == kill_at:
+            stop()
+        return losses(step)
+    fit(run, counted, steps, **rest)
+    run.save(Path(out))
+train.save_file, train._fit = writing, watched
+train.adapt(*given["models"], checkpoint=checkpoint, **given["options"])
+"""
+
+
+def test_an_adaptation_killed_twice_resumes_to_the_same_state(streams, prior, tmp_path):
+    """SIGKILL at a random step, then while a checkpoint is written; the third run ends in the state of a whole one.
+
+    Compared is a checkpoint after the last step: weights, optimiser, average, bank, generators, windows, order of data.
+    """
+    source, shots, lists = streams
+    given = {"models": (prior, DIFFUSION, shots, source, lists), "options": options(
+        steps=9, batch=3, save_every=2, ema_decay=0.5, lora_dropout=0.2, accumulate=2)}  # fmt: skip
+    torch.save(given, tmp_path / "given")
+
+    def run(kill_at, checkpoint, how="step"):
+        words = [sys.executable, "-c", KILLED, kill_at, how, tmp_path / checkpoint, tmp_path / f"{checkpoint}.end",
+                 tmp_path / "given"]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run([str(w) for w in words], env=environment, check=False).returncode
+
+    at = int(np.random.default_rng(5).integers(3, 7))
+    assert run(at, "a") == -signal.SIGKILL and (tmp_path / "a").is_file()
+    good = (tmp_path / "a").read_bytes()
+    assert run(at, "a", "writing") == -signal.SIGKILL and not (tmp_path / "a.end").exists()
+    assert (tmp_path / "a").read_bytes() == good and 0 < (tmp_path / "a.partial").stat().st_size < len(good)
+    assert run(0, "a") == 0 and run(0, "b") == 0
+    with safe_open(tmp_path / "a.end", "pt") as a, safe_open(tmp_path / "b.end", "pt") as b:
+        assert a.metadata() == b.metadata() and json.loads(a.metadata()["state"])["step"] == 9
+        names = set(a.keys())
+        assert names == set(b.keys()) and {"bank.keys", "rng.global", "rng.generator", "windows"} <= names
+        for name in names:
+            assert torch.equal(a.get_tensor(name), b.get_tensor(name)), name
+
+
+def test_a_full_disk_does_not_stop_the_training_nor_harm_the_last_checkpoint(
+    streams, prior, tmp_path, caplog, monkeypatch
+):
+    """The third checkpoint breaks off half-way; the second one stays, and the result is that without checkpoints."""
+    source, shots, lists = streams
+    checkpoint, kept, save_file = tmp_path / "training.safetensors", [], train.save_file
+
+    def full(tensors, path, **rest):
+        if checkpoint.is_file():
+            kept.append(checkpoint.read_bytes())
+        save_file(tensors, path, **rest)
+        if len(kept) == 2:
+            os.truncate(path, 100)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    given = options(steps=5, save_every=1)
+    whole = train.adapt(prior, DIFFUSION, shots, source, lists, **given)
+    monkeypatch.setattr(train, "save_file", full)
+    made = train.adapt(prior, DIFFUSION, shots, source, lists, checkpoint=checkpoint, **given)
+    (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "checkpoint of step 3 could not be written ([Errno 28]" in said and "make room" in said and "\n" not in said
+    assert len(kept) == 3 and kept[2] == kept[1] != kept[0]
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.name] and checkpoint.read_bytes() != kept[2]
+    assert all(torch.equal(v, made.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory. Tried", "DefaultCPUAllocator: can't allocate memory"])
+def test_too_little_memory_is_one_line_that_names_the_mend(streams, prior, monkeypatch, words):
+    source, _, _ = streams
+
+    def fail(*args, **kwargs):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(prior, "forward", fail)
+    with pytest.raises(MemoryError, match="step 0 does not fit .*smaller.*accumulate.*'bf16'") as caught:
+        train.pretrain(prior, DIFFUSION, source, steps=1, batch=2, progress="")
+    assert "\n" not in str(caught.value)
+    words = "something else"
+    with pytest.raises(RuntimeError, match="something else"):
+        train.pretrain(prior, DIFFUSION, source, steps=1, batch=2, progress="")
+
+
 def test_pretraining_learns_one_batch(streams):
     source, _, _ = streams
     torch.manual_seed(0)
@@ -238,6 +395,31 @@ def test_streams_refuse_nan_and_emptiness(streams):
         train.Stream(
             [source.features[0], source.features[1] * np.nan], source.captions[:2], np.zeros(2), source.normalizer
         )
+
+
+@pytest.mark.slow
+def test_the_papers_configuration_takes_real_steps(walk):
+    """Official shapes with random weights and few clips: what runs on a GPU at full batch runs here."""
+    cfg, rng = Experiment.load("paper"), np.random.default_rng(0)
+    normalizer = motion.Normalizer(np.zeros(263), np.ones(263))
+
+    def stream(lengths, actions):
+        clips = [motion.encode(walk(frames=n + 1, seed=n)) for n in lengths]
+        return train.Stream(clips, [rng.normal(size=(1, 512)).astype(np.float32) for _ in clips], actions, normalizer)
+
+    torch.manual_seed(0)
+    prior = Denoiser(263, 512, **cfg.denoiser.model_dump())
+    given = cfg.adapt.model_dump() | {"steps": 2, "progress": "", "mic_dim": cfg.mining.dim, "bank": cfg.mining.bank}
+    given["window_weight_rule"] = given.pop("window_weight")
+    shots, source = stream((24, 40, 33), np.arange(3)), stream((100, 60, 80), np.full(3, -1))
+    lists = [[np.array([k])] for k in range(3)]
+    count = {k: v for k, v in given.items() if k not in LOOP}
+    started = train.Adaptation(prior, Diffusion(50), shots, source, lists, num_actions=3, **count)
+    trained = sum(p.numel() for p in started.run.named().values())
+    assert (sum(p.numel() for p in prior.parameters()), trained) == (17_880_327, 5_706_978)
+    made = train.adapt(prior, Diffusion(50), shots, source, lists, num_actions=3, **given)
+    assert [row["step"] for row in made.log] == [1, 2] and np.isfinite([row["loss"] for row in made.log]).all()
+    assert made.model.settings["dim"] == 512 and made.windows.shape == (6, 6)
 
 
 def test_kinemic_without_source_is_refused(streams, prior):

@@ -221,6 +221,17 @@ def test_equal_seeds_give_equal_clips_and_sizes_do_not_matter(small):
     )
 
 
+def test_without_retargeting_target_clips_keep_constant_bones_of_their_own(small):
+    own = world.make_world(1, 2, 2, seed=3, retarget=False)
+    np.testing.assert_array_equal(own.source[0].features, small.source[0].features)
+    for clip, retargeted in zip(own.pool, small.pool, strict=True):
+        bones = [np.linalg.norm(c.joints[:, 1:] - c.joints[:, motion.PARENTS[1:]], axis=-1) for c in (clip, retargeted)]
+        np.testing.assert_allclose(bones[0], np.broadcast_to(bones[0][0], bones[0].shape), atol=1e-4)
+        assert np.abs(bones[0][0] / motion.BONE_LENGTHS[1:] - 1).max() > 0.03
+        np.testing.assert_allclose(bones[1][0], motion.BONE_LENGTHS[1:], atol=1e-4)
+        assert (clip.name, clip.action, len(clip)) == (retargeted.name, retargeted.action, len(retargeted))
+
+
 def test_segments_tile_the_clip_and_parts_with_captions_are_segments(small):
     parts = 0
     for clip in small.source:
