@@ -682,8 +682,9 @@ class Lab:
         digest = hashlib.sha256()
         for joints in training.joints:
             digest.update(np.ascontiguousarray(joints, np.float32).tobytes())
-        settings = {"har": self.cfg.har.model_dump(), "augment": augment, "clips": digest.hexdigest(),
-                    "labels": training.labels.tolist(), "synthetic": training.synthetic.tolist(),
+        settings = {"har": self.cfg.har.model_dump(exclude={"referee_updates"}), "augment": augment,
+                    "clips": digest.hexdigest(), "labels": training.labels.tolist(),
+                    "synthetic": training.synthetic.tolist(),
                     "code": code_of(Lab._classifier, Lab._predictions, _updates)}  # fmt: skip
 
         def compute(folder: Path) -> dict:
@@ -704,8 +705,10 @@ class Lab:
         Placement and budget are the corrected ones whatever the experiment takes: a judge must not change with what it
         judges.
         """
-        judge = self.cfg.har.model_copy(update={"scheme": "root", "budget": "updates"})
-        settings = {"har": judge.model_dump(exclude={"report"}), "code": code_of(Lab._classifier)}
+        h = self.cfg.har
+        corrected = {"scheme": "root", "budget": "updates", "updates": h.referee_updates or h.updates}
+        judge = h.model_copy(update=corrected)
+        settings = {"har": judge.model_dump(exclude={"report", "referee_updates"}), "code": code_of(Lab._classifier)}
 
         def compute(folder: Path) -> dict:
             self._classifier(self.training_set(self.data.pool), 0, "standard", judge).save(folder / "referee")

@@ -2,6 +2,7 @@
 
 `minilm` is all-MiniLM-L6-v2, whose weights come with a Python package, so it needs no network.
 `clip` is the text tower of ViT-B/32 with OpenAI's weights, the encoder of the paper, loaded through open_clip.
+`minilm+sides` adds to the former's conditioning features what it nearly hides: which side is meant.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from torch.nn import functional as F
 
 from kinemic._torchvision import ensure_torchvision
 
-__all__ = ["ENCODERS", "ClipEncoder", "MiniLMEncoder", "TextCache", "TextEncoder", "load_encoder"]
+__all__ = ["ENCODERS", "ClipEncoder", "MiniLMEncoder", "SidedEncoder", "TextCache", "TextEncoder", "load_encoder"]
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 CLIP_MODEL = "ViT-B-32-quickgelu"  # the plain name loads the same file with another activation: slightly wrong features
@@ -217,15 +219,52 @@ class ClipEncoder:
         return out
 
 
-ENCODERS = {"minilm": MiniLMEncoder, "clip": ClipEncoder}
+_SIDES = re.compile(r"\b(left|right)(?: and (left|right))?\b(?: (\w+))?", re.IGNORECASE)
+_PARTS = {"hand": 0, "arm": 0, "fist": 0, "elbow": 0, "leg": 1, "foot": 1, "knee": 1}  # anything else is a direction
+
+
+class SidedEncoder:
+    """Another encoder whose conditioning features say left and right aloud.
+
+    A sentence embedding hardly moves when left and right change places (cosine of MiniLM 0.99), so a small model that
+    is conditioned on it learns the side late or never. Six numbers are appended: for arms, legs and directions, the
+    side of the first and of the last mention, left 5, right -5, none 0; in a feature of unit variance per number that
+    is about a third of the distance between unlike captions. Retrieval sees the plain features.
+
+    Args:
+        plain: the encoder that reads the sentence.
+
+    Source: ours. It knows these English words only, and "right" in another sense misleads it.
+    """
+
+    def __init__(self, plain: TextEncoder) -> None:
+        self.plain, self.name, self.dim = plain, f"{plain.name}+sides", plain.dim + 6
+        self.fingerprint = hashlib.sha256(f"{plain.fingerprint} {_SIDES.pattern} {_PARTS}".encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str], purpose: str = "retrieval") -> np.ndarray:
+        """See `TextEncoder.encode`; features of purpose 'retrieval' have the width of the plain encoder."""
+        features = self.plain.encode(texts, purpose)
+        if purpose == "retrieval":
+            return features
+        sides = np.zeros((len(texts), 3, 2), np.float32)  # part, first and last mention
+        for row, text in zip(sides, texts, strict=True):
+            for one, other, part in _SIDES.findall(text):
+                mentions = row[_PARTS.get(part.lower(), 2)]
+                for word in filter(None, (one, other)):
+                    side = 5.0 if word.lower() == "left" else -5.0
+                    mentions[:] = mentions[0] or side, side
+        return np.concatenate([features, sides.reshape(len(texts), 6)], axis=1)
+
+
+ENCODERS = {"minilm": MiniLMEncoder, "minilm+sides": lambda: SidedEncoder(MiniLMEncoder()), "clip": ClipEncoder}
 
 
 def load_encoder(name: str, weights: str | Path | None = None, device: str = "cpu") -> TextEncoder:
-    """Encoder by name, 'minilm' or 'clip'; `weights` is the file of the latter."""
-    if name == "minilm":
-        return MiniLMEncoder()
+    """Encoder by name, one of `ENCODERS`; `weights` is the file of 'clip'."""
     if name == "clip":
         return ClipEncoder(weights, device)
+    if name in ENCODERS:
+        return ENCODERS[name]()
     raise ValueError(f"unknown text encoder {name!r}: choose one of {', '.join(ENCODERS)}")
 
 

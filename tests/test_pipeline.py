@@ -39,7 +39,7 @@ def chain(lab):
 
 def test_source_and_target_are_disjoint_and_truth_covers_the_classes(lab):
     d = lab.data
-    assert len(d.classes) == len(d.captions) == len(d.truth) == 8
+    assert len(d.classes) == len(d.captions) == len(d.truth) == 10
     data.subject_disjoint(d.pool, d.test)
     assert not {c.subject for c in d.source} & {c.subject for c in d.pool + d.test}
     shown = {s.label for c in d.source for s in c.segments}
@@ -123,7 +123,7 @@ def test_the_best_epoch_is_the_maximum_over_the_test_list(lab, store):
     for seed in range(2):
         curve = []
         har.fit(
-            training.joints, training.labels, 8, updates=40, seed=seed, batch_size=h.batch, lr=h.lr, scheme=h.scheme,
+            training.joints, training.labels, 10, updates=40, seed=seed, batch_size=h.batch, lr=h.lr, scheme=h.scheme,
             weight_decay=h.weight_decay, optimizer=h.optimizer, clip_len=h.clip_len, channels=h.channels,
             depth=h.depth, augment=h.augment, balance=True, sources=training.synthetic * 1,
             callback=lambda u, c, curve=curve: u % 2 or curve.append((c.predict(clips).argmax(1) == labels).mean()),

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from kinemic._torchvision import ensure_torchvision
-from kinemic.text import ClipEncoder, MiniLMEncoder, TextCache, load_encoder
+from kinemic.text import ClipEncoder, MiniLMEncoder, SidedEncoder, TextCache, load_encoder
 
 TEXTS = ["a person does a side kick.", "someone kicks to the side with the left leg", "a man drinks a cup of tea",
          "a person does a side kick. " * 3]  # fmt: skip
@@ -117,6 +117,26 @@ def test_empty_captions_are_refused(minilm, bad):
         minilm.encode(bad)
 
 
+def test_sides_are_appended_for_conditioning_only(minilm):
+    encoder = SidedEncoder(minilm)
+    texts = [
+        "a person kicks with the left leg.",
+        "a person kicks with the right leg.",
+        "he waves the Left hand, then turns to the right and punches with the right fist.",
+        "someone punches with the left and right hand.",
+        "she leftover brightly jumps.",
+    ]
+    made = encoder.encode(texts, "condition")
+    assert encoder.dim == made.shape[1] == minilm.dim + 6 and made.dtype == np.float32
+    np.testing.assert_array_equal(
+        made[:, minilm.dim :] / 5,
+        [[0, 0, 1, 1, 0, 0], [0, 0, -1, -1, 0, 0], [1, -1, 0, 0, -1, -1], [1, -1, 0, 0, 0, 0], [0] * 6],
+    )
+    np.testing.assert_array_equal(made[:, : minilm.dim], minilm.encode(texts))
+    np.testing.assert_array_equal(encoder.encode(texts), minilm.encode(texts))
+    assert encoder.fingerprint != minilm.fingerprint
+
+
 def test_unknown_encoder_is_refused():
-    with pytest.raises(ValueError, match="minilm, clip"):
+    with pytest.raises(ValueError, match=r"minilm, minilm\+sides, clip"):
         load_encoder("bert")
