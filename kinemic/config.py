@@ -54,7 +54,7 @@ class DataSettings(Section):
 class TextSettings(Section):
     """Sentence encoder."""
 
-    encoder: Literal["minilm", "minilm+sides", "clip"] = "clip"
+    encoder: Literal["minilm", "minilm+detail", "clip"] = "clip"
     weights: str | None = None  # file with CLIP weights; None = hub or its cache
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from kinemic._torchvision import ensure_torchvision
-from kinemic.text import ClipEncoder, MiniLMEncoder, SidedEncoder, TextCache, load_encoder
+from kinemic.text import ClipEncoder, DetailedMiniLM, MiniLMEncoder, TextCache, load_encoder
 
 TEXTS = ["a person does a side kick.", "someone kicks to the side with the left leg", "a man drinks a cup of tea",
          "a person does a side kick. " * 3]  # fmt: skip
@@ -117,8 +117,12 @@ def test_empty_captions_are_refused(minilm, bad):
         minilm.encode(bad)
 
 
-def test_sides_are_appended_for_conditioning_only(minilm):
-    encoder = SidedEncoder(minilm)
+@pytest.fixture(scope="module")
+def detailed():
+    return DetailedMiniLM()
+
+
+def test_sides_are_appended_for_conditioning_only(minilm, detailed):
     texts = [
         "a person kicks with the left leg.",
         "a person kicks with the right leg.",
@@ -126,17 +130,28 @@ def test_sides_are_appended_for_conditioning_only(minilm):
         "someone punches with the left and right hand.",
         "she leftover brightly jumps.",
     ]
-    made = encoder.encode(texts, "condition")
-    assert encoder.dim == made.shape[1] == minilm.dim + 6 and made.dtype == np.float32
+    made = detailed.encode(texts, "condition")
+    assert made.shape == (5, detailed.dim) and made.dtype == np.float32
     np.testing.assert_array_equal(
-        made[:, minilm.dim :] / 5,
+        made[:, -6:] / 5,
         [[0, 0, 1, 1, 0, 0], [0, 0, -1, -1, 0, 0], [1, -1, 0, 0, -1, -1], [1, -1, 0, 0, 0, 0], [0] * 6],
     )
     np.testing.assert_array_equal(made[:, : minilm.dim], minilm.encode(texts))
-    np.testing.assert_array_equal(encoder.encode(texts), minilm.encode(texts))
-    assert encoder.fingerprint != minilm.fingerprint
+    np.testing.assert_array_equal(detailed.encode(texts), minilm.encode(texts))
+    assert detailed.fingerprint != minilm.fingerprint
+
+
+def test_order_is_plain_in_the_moment_and_nearly_hidden_in_the_mean(detailed):
+    def cosine(a, b):
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    first, second = detailed.encode(["a man jumps and then waves.", "a man waves and then jumps."], "condition")
+    assert cosine(first[:384], second[:384]) > 0.95 and cosine(first[384:768], second[384:768]) < 0.6
+    # padding beside a long sentence changes nothing
+    alone, beside = (detailed.encode(["he jumps.", *more], "condition")[0] for more in ([], ["he waves " * 30]))
+    np.testing.assert_allclose(alone, beside, atol=1e-3)
 
 
 def test_unknown_encoder_is_refused():
-    with pytest.raises(ValueError, match=r"minilm, minilm\+sides, clip"):
+    with pytest.raises(ValueError, match=r"minilm, minilm\+detail, clip"):
         load_encoder("bert")
