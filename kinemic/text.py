@@ -133,7 +133,7 @@ class DetailedMiniLM(MiniLMEncoder):
 
     * the first moment of the token states, 384 numbers: their mean, weighted from -1 at the first token to 1 at the
       last, times 10, which gives it about half the norm of the sentence feature;
-    * the side of the first and of the last mention for arms, legs and directions, six numbers: left 5, right -5, else 0.
+    * side of the first and of the last mention for arms, legs and directions, six numbers: left 5, right -5, else 0.
 
     Retrieval sees the plain features.
 
