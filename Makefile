@@ -134,10 +134,11 @@ $(BOOK)/index.html: $(DONE) $(PAGES) $(RESULTS) $(READY)
 lint: $(READY)  ## ruff on the package, the tests and the notebooks
 	@$(BIN)/python -m ruff check --no-cache .
 
-# The tests look at the smoke edition of the book, whatever SCALE is, and close with one summary for everything.
+# The tests look at the smoke edition of the book, whatever SCALE is, and close with one summary for everything. Files of
+# tests run side by side, a process and a thread per core.
 test: lint  ## lint, unit tests, notebook tests, test of the built book
 	@$(MAKE) --no-print-directory book SCALE=smoke PARAMS=
-	@KINEMIC_BOOK=_build/smoke $(BIN)/python -m pytest -q -p no:cacheprovider \
+	@KINEMIC_BOOK=_build/smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -n auto --dist loadfile \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests notebooks
 
 # --- results -------------------------------------------------------------------------------------------------------

@@ -231,9 +231,10 @@ class ClipEncoder:
                 raise OSError("offline mode is set")
             socket.create_connection((urlparse(constants.ENDPOINT).hostname, 443), timeout=3).close()
             return Path(hf_hub_download(repo, "open_clip_model.safetensors"))
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # an interrupted download shows as an error of whatever transport the hub uses
+            said = str(error) or type(error).__name__
             raise FileNotFoundError(
-                f"CLIP weights are not in the hub's cache and cannot be fetched ({error}); {how}"
+                f"CLIP weights are not in the hub's cache and cannot be fetched ({said}); try again, or {how}"
             ) from None
 
     @staticmethod

@@ -1,6 +1,7 @@
-"""What `accelerate launch` runs in a test: a small pre-training and a small adaptation, their weights and logs saved.
+"""What `accelerate launch` runs in a test: a small pre-training and a small adaptation, and a whole experiment.
 
-Run as `launched.py FOLDER CHECKPOINTS`; the main process writes `FOLDER/made.safetensors` and `FOLDER/log.json`.
+Run as `launched.py CACHE`; the first two leave `made.safetensors` and `log.json` in the cache, the third what every
+experiment leaves there.
 """
 
 import json
@@ -13,12 +14,18 @@ from safetensors.torch import save_file
 
 from kinemic import motion, train
 from kinemic.artefacts import Store
+from kinemic.config import Experiment
 from kinemic.denoiser import Denoiser
 from kinemic.diffusion import Diffusion
 from kinemic.launch import Team
+from kinemic.pipeline import Lab
 
 SIZE = dict(num_features=263, text_dim=6, dim=16, layers=1, heads=2, ff=16, dropout=0.0)
 STEPS, DIFFUSION = 20, Diffusion(10)
+SETTINGS = {
+    "world": {"source_clips": 12, "pool_clips": 2, "test_clips": 2}, "mining": {"top_k": 3, "dim": 8},
+    "pretrain": {"steps": 2}, "adapt": {"steps": 3, "lora_dropout": 0.0}, "synthesis": {"per_class": 2},
+}  # fmt: skip
 
 
 def stream(lengths, actions, seed):
@@ -63,3 +70,6 @@ if __name__ == "__main__":
     store = Store(Path(sys.argv[1]))
     first = store.run("launched", {}, compute)
     assert store.run("launched", {}, compute).manifest == first.manifest
+    lab = Lab(Experiment.load("smoke", shots=1, settings=SETTINGS), store, progress=False)
+    (made,) = lab.each("adapt", [{"draw": 0}])
+    lab.evaluate(lab.training_set(lab.load_clips(lab.synthesize(made)), synthetic=True))

@@ -3,16 +3,20 @@
 import json
 import math
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from kinemic._torchvision import ensure_torchvision
 from kinemic.artefacts import Store
 from kinemic.checkpoints import find_mdm, load_adapter, load_mdm, save_adapter, save_mdm
-from kinemic.config import Experiment
+from kinemic.config import PARAMS, Experiment
 from kinemic.denoiser import Denoiser, adapter_of, add_lora, merge_lora
 from kinemic.diffusion import Diffusion
 from kinemic.pipeline import Lab
@@ -315,7 +319,7 @@ def test_a_prior_that_does_not_fit_the_experiment_is_refused(store, tmp_path, st
 
 
 @pytest.mark.slow
-def test_paper_sized_adaptation_takes_real_steps_on_a_cpu(store, tmp_path):
+def test_chapter_four_takes_real_steps_at_paper_size_on_a_cpu(tmp_path, monkeypatch):
     """Published sizes with random values: prior of 17.9 million parameters, CLIP's text tower as encoder."""
     ensure_torchvision()
     from open_clip.model import QuickGELU
@@ -326,16 +330,26 @@ def test_paper_sized_adaptation_takes_real_steps_on_a_cpu(store, tmp_path):
     weights = {k: v.detach().half().contiguous() for k, v in tower.named_parameters()}
     save_file(weights, tmp_path / "clip.safetensors")
     write(tmp_path / "prior", random_state(published_shapes(**OFFICIAL)))
-    settings = {
-        "world": {"source_clips": 6, "pool_clips": 1, "test_clips": 1}, "mining": {"top_k": 3},
+    parameters = {"source": "embedded", "target": "embedded", "shots": 1, "draws": 1, "device": "cpu", "settings": {
+        "world": {"source_clips": 6, "pool_clips": 2, "test_clips": 2}, "mining": {"top_k": 3},
         "text": {"encoder": "clip", "weights": str(tmp_path / "clip.safetensors")},
-        "pretrain": {"checkpoint": str(tmp_path / "prior")}, "adapt": {"steps": 1},
-    }  # fmt: skip
-    lab = Lab(Experiment.load("paper", source="embedded", target="embedded", shots=1, device="cpu", settings=settings),
-              store, progress=False)  # fmt: skip
-    made = lab.adapt(0)
-    (row,) = json.loads((made.folder / "log.json").read_text())
-    assert np.isfinite(list(row.values())).all() and row["step"] == 1
+        "pretrain": {"checkpoint": str(tmp_path / "prior")}, "adapt": {"steps": 2},
+        "diffusion": {"sampling_steps": 1}, "synthesis": {"per_class": 2},
+        "har": {"updates": 2, "clip_len": 16, "channels": 8, "depth": 4, "seeds": 1},
+    }}  # fmt: skip
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(parameters))
+    monkeypatch.setenv("KINEMIC_CACHE", str(tmp_path / "cache"))
+    notebooks = Path(__file__).resolve().parents[1] / "notebooks"
+    words = ["papermill", "--cwd", notebooks, "-k", "python3", "--no-progress-bar", "-f", PARAMS / "paper.yaml",
+             "-f", tmp_path / "given.yaml", notebooks / "04_finetuning.ipynb", tmp_path / "out.ipynb"]  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    lab = Lab(Experiment.load("paper", **parameters), progress=False)
+    with lab.store.loading_only():
+        made = lab.adapt(0)
+    log = json.loads((made.folder / "log.json").read_text())
+    assert log[-1]["step"] == 2 and all(np.isfinite(list(row.values())).all() for row in log)
     assert lab.prior.manifest["metrics"]["parameters"] == 17_880_327
     before, after = lab.prior_model.state_dict(), load_adapter(made.folder / "adapter", lab.prior_model).state_dict()
     moved = {k for k in before if not torch.equal(before[k], after[k])}

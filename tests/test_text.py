@@ -1,5 +1,7 @@
 """Both encoders against their upstream models, the cache against the encoder, and missing or foreign weights."""
 
+import socket
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,26 @@ def test_weights_that_cannot_be_fetched_are_an_immediate_error(tmp_path, monkeyp
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="cannot be fetched .*text.weights=FILE"):
         ClipEncoder()
+
+
+class TransportError(Exception):
+    """Not an OSError: the hub has changed its transport library before."""
+
+
+@pytest.mark.parametrize("error", [TransportError(""), ConnectionResetError("reset by peer"), RuntimeError("cut")])
+def test_an_interrupted_download_says_how_to_go_on(monkeypatch, error):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def broken(repo, name, local_files_only=False):
+        raise LocalEntryNotFoundError("not there") if local_files_only else error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **rest: socket.socket())
+    with pytest.raises(FileNotFoundError, match=r"cannot be fetched \(\w.*\); try again, or save") as caught:
+        ClipEncoder()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", [[""], ["fine", "  "], [3]])
