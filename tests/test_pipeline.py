@@ -1,5 +1,7 @@
 """The whole chain on a tiny world: cached, reproducible, honest about what it reads, and clear about bad input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import load_file
 from kinemic import data, har, motion
 from kinemic.artefacts import Store
 from kinemic.config import Experiment
-from kinemic.pipeline import Lab
+from kinemic.pipeline import Lab, shown
 
 TINY = {
     "world": {"source_clips": 24, "pool_clips": 3, "test_clips": 2}, "mining": {"top_k": 6, "dim": 8},
@@ -144,6 +146,20 @@ def test_one_referee_judges_every_behaviour(lab, store):
     made = own.synthesize(own.adapt(0), 0)
     top1 = own.evaluate(own.training_set(own.shots(0)) + own.training_set(own.load_clips(made), True))["top1"]
     assert top1.shape == (1,) and made.key != lab.synthesize(lab.adapt(0), 0).key
+
+
+def test_the_referee_of_the_source_knows_its_actions_and_needs_truth(lab, folders, store):
+    found = lab.source_referee
+    names = {s.label for clip in lab.data.source for s in clip.segments} - {"stand"}
+    assert set(found.settings["classes"]) <= names and "butt kicks" not in names
+    single = [clip for clip in lab.data.source if len(set(shown(clip))) == 1]
+    assert found.predict([clip.joints for clip in single[:3]]).shape == (3, len(found.settings["classes"]))
+    # two frames of the next action at the border of a part do not count
+    clip = replace(single[0], segments=(data.Segment("punch", 0, 10), data.Segment("jog", 10, 12)))
+    assert shown(clip) == ["punch"]
+    own = Lab(experiment(source=str(folders / "source"), target=str(folders / "target")), store, progress=False)
+    with pytest.raises(ValueError, match="ground-truth segments"):
+        own.source_referee  # noqa: B018 (the property trains)
 
 
 def test_draws_differ_and_repeat(lab):

@@ -45,6 +45,7 @@ def test_cache_encodes_each_text_once_and_survives_damage(tmp_path, minilm, monk
     again = TextCache(minilm, tmp_path)([TEXTS[1], TEXTS[2]])
     assert calls == [sorted(TEXTS[:2]), [TEXTS[2]]]
     assert np.array_equal(again[0], first[1])
+    assert np.array_equal(TextCache(minilm, tmp_path)([TEXTS[2]], "condition")[0], again[1]) and len(calls) == 2
     (file,) = tmp_path.glob("*.npz")
     file.write_bytes(file.read_bytes()[:50])
     np.testing.assert_allclose(TextCache(minilm, tmp_path)([TEXTS[0]])[0], first[0], atol=1e-4)
@@ -161,6 +162,23 @@ def test_sides_are_appended_for_conditioning_only(minilm, detailed):
     np.testing.assert_array_equal(made[:, : minilm.dim], minilm.encode(texts))
     np.testing.assert_array_equal(detailed.encode(texts), minilm.encode(texts))
     assert detailed.fingerprint != minilm.fingerprint
+
+
+def test_one_reading_serves_retrieval_and_conditioning(detailed, tmp_path, monkeypatch):
+    calls = []
+    real = detailed.encode
+    monkeypatch.setattr(detailed, "encode", lambda texts, purpose: calls.append(purpose) or real(texts, purpose))
+    cache = TextCache(detailed, tmp_path)
+    plain, detail = cache(TEXTS), cache(TEXTS, "condition")
+    assert len(calls) == 1 and plain.shape == (4, 384) and detail.shape == (4, detailed.dim)
+    np.testing.assert_allclose(plain, real(TEXTS), atol=1e-4)
+    np.testing.assert_allclose(detail, real(TEXTS, "condition"), atol=1e-3)
+
+
+def test_where_the_purposes_differ_each_is_read(clip_file, tmp_path):
+    cache, long = TextCache(ClipEncoder(clip_file), tmp_path), " ".join(["walks"] * 40)
+    np.testing.assert_allclose(cache([long]), cache.encoder.encode([long]), atol=1e-6)
+    np.testing.assert_allclose(cache([long], "condition"), cache.encoder.encode([long], "condition"), atol=1e-6)
 
 
 def test_order_is_plain_in_the_moment_and_nearly_hidden_in_the_mean(detailed):
