@@ -131,7 +131,8 @@ def on_side(clips: list[Clip], prompts_: list[Clip], name: str) -> list[bool]:
         asked = set(re.findall(r"\b(?:left|right)\b", prompt.captions[0].text))
         if len(asked) == 1:
             limbs = (clip.joints - clip.joints[:, :1])[:, SIDED[name]]
-            did = limbs[..., 1].max(0) if SIDED[name] == FEET else np.linalg.norm(np.diff(limbs, axis=0), axis=-1).sum(0)
+            path = np.linalg.norm(np.diff(limbs, axis=0), axis=-1).sum(0)
+            did = limbs[..., 1].max(0) if SIDED[name] == FEET else path
             hits.append(bool((did[0] > did[1]) == (asked == {"left"})))
     return hits
 
@@ -152,7 +153,8 @@ def judged(judge, made: dict[str, list[Clip]], real: dict[str, list[Clip]]) -> d
         found[name] = {
             "clips": len(clips), "recognised": float((seen == classes.index(name)).mean()),
             "recognised, held-out": float((theirs == classes.index(name)).mean()),
-            "speed": own["speed"], "speed, held-out": base["speed"], "slip": own["slip"], "slip, held-out": base["slip"],
+            "speed": own["speed"], "speed, held-out": base["speed"],
+            "slip": own["slip"], "slip, held-out": base["slip"],
             "diversity": spread(judge, clips), "diversity, held-out": spread(judge, other),
             "most often taken for": classes[np.bincount(wrong).argmax()] if len(wrong) else "",
         }  # fmt: skip
@@ -220,8 +222,8 @@ def main(argv: list[str] | None = None) -> None:
             rows.append({"kind": "setting", **setting, "clips": len(made), **total})
             if how == full:
                 rows += [{"kind": "action", "action": name, **setting, **row} for name, row in found.items()]
-                summary = {**total, "recognised, held-out": float(np.mean([r["recognised, held-out"] for r in found.values()])),
-                           "order, held-out": in_order(judge, double, double)}  # fmt: skip
+                ceiling = float(np.mean([row["recognised, held-out"] for row in found.values()]))
+                summary = {**total, "recognised, held-out": ceiling, "order, held-out": in_order(judge, double, double)}
                 summary["worst action"] = min(found, key=lambda name: found[name]["recognised"])
             sys.stdout.write(f"{how}: {({k: round(v, 3) for k, v in total.items()})}\n")
             sys.stdout.flush()

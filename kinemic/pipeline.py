@@ -110,7 +110,7 @@ class MinedWindows:
 
 
 def shown(clip: Clip, frames: int = 8) -> list[str]:
-    """Actions of a source clip in their order: labels of its true segments of at least `frames` frames, but standing."""
+    """Actions of a source clip in order: labels of its true segments of at least `frames` frames, except standing."""
     return [s.label for s in clip.segments if s.label != "stand" and s.end - s.start >= frames]
 
 
@@ -716,7 +716,7 @@ class Lab:
         It never saw the target, so it judges what the prior draws by the prior's own domain. Embedded world only.
         """
         if not self.data.truth:
-            raise ValueError("a classifier of the source needs ground-truth segments, which only the embedded world has")
+            raise ValueError("a referee of the source needs ground-truth segments, which only the embedded world has")
 
         def training() -> tuple[TrainingSet, Sequence[str]]:
             single = [(clip, shown(clip)[0]) for clip in self.data.source if len(set(shown(clip))) == 1]

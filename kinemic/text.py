@@ -38,7 +38,7 @@ class TextEncoder(Protocol):
     name: str
     dim: int
     shared: int
-    """How many leading numbers of the conditioning features are the retrieval features; 0 = they have to be read anew."""
+    """How many leading numbers of the conditioning features are the retrieval features; 0: they are read anew."""
     fingerprint: str
     """Hash of the weights; part of every cache key."""
 
