@@ -343,6 +343,10 @@ def main() -> None:
             "variant": "ours, compiled", "threads": given.threads[-1], "seconds": took,
             "speed-up": seconds[given.threads[-1]]["reference"] / took,
         })  # fmt: skip
+        summary["speed-up from compiling"] = seconds[given.threads[-1]]["ours"] / took
+    if len(given.threads) > 1:
+        one, last = (seconds[given.threads[i]]["ours"] for i in (0, -1))
+        summary[f"speed-up from {given.threads[0]} to {given.threads[-1]} threads"] = one / last
     words = ["--threads", str(given.threads[-1])] + ["--quick"] * given.quick
     for name in steps:
         summary[f"{name}: peak MB"], summary[f"{name}: MB added by updates"] = peak(name, words)
