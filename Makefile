@@ -92,8 +92,8 @@ endef
 previous :=
 $(foreach chapter,$(CHAPTERS),$(if $(previous),$(eval $(call after,$(previous),$(chapter))))$(eval previous := $(chapter)))
 
-# Two chapters show what the benchmarks wrote.
-$(filter %/04_finetuning.ipynb %/07_full_strength.ipynb,$(DONE)): $(wildcard book/results/benchmarks/*)
+# Some chapters show what the benchmarks wrote.
+$(filter %/04_finetuning.ipynb %/07_full_strength.ipynb %/09_world.ipynb %/10_prior.ipynb,$(DONE)): $(wildcard book/results/benchmarks/*)
 
 # The record shows what all chapters found, and the committed results.
 $(RECORD): $(filter-out $(RECORD),$(DONE)) $(RESULTS)

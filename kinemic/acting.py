@@ -6,6 +6,7 @@ the legs by two-bone inverse kinematics. A planted toe or ankle therefore does n
 `PRIMITIVES` is the table of all actions; a new one is a function that returns an `Act`, and a line in that table.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +15,7 @@ from scipy.ndimage import gaussian_filter1d, minimum_filter1d
 
 from kinemic.motion import BONE_LENGTHS, FPS, PARENTS
 
-__all__ = ["PRIMITIVES", "Act", "Actor", "Primitive", "Step", "perform", "stage", "turned"]
+__all__ = ["PRIMITIVES", "Act", "Actor", "Primitive", "Step", "lap", "perform", "stage", "turned"]
 
 # Direction of each bone in the frame of the segment that carries it, for a person who stands upright (left is +x).
 _REST = np.array(
@@ -63,7 +64,7 @@ class Actor:
         tempo, amplitude: factors on speed and size of every action, 1 is average.
         hunch: forward bend of the resting spine, radians.
         arm: (4,) resting arm: swing forward and outward, twist inward, elbow flexion, radians.
-        sway: factor on the slow movements that nobody intends.
+        sway: factor on the slow movements that nobody intends. fidget: extra factor on those of the arms.
         stance: half the distance between the ankles, metres. toe_out: radians.
         guard: 0 (hands low) to 1 (hands at the face) while striking and kicking.
         brief: fewer repetitions, as in clips cut to one action.
@@ -76,6 +77,7 @@ class Actor:
     hunch: float = 0.05
     arm: tuple[float, float, float, float] = (0.04, 0.13, 0.25, 0.3)
     sway: float = 1.0
+    fidget: float = 1.0
     stance: float = 0.09
     toe_out: float = 0.12
     guard: float = 0.7
@@ -102,7 +104,7 @@ class Step:
     and `ahead` (metres) move the foot away from its normal place under that body, `turn` is its extra yaw. `rise` is
     the apex of the ankle, `sweep` how far ahead of the straight path it is there (metres). `heel` is the heel rise at
     push-off, `strike` the toe lift at landing, `tiptoe` a heel rise that is kept until the foot steps again (radians).
-    `ballistic` steps are those of a jump.
+    `ballistic` steps are those of a jump. In a `pivot` the foot stays loaded and turns on its ball.
     """
 
     side: int
@@ -118,6 +120,7 @@ class Step:
     turn: float = 0.0
     tiptoe: float = 0.0
     ballistic: bool = False
+    pivot: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +137,14 @@ class Act:
     legs: tuple[tuple[int, np.ndarray, np.ndarray], ...] = ()
     end: tuple[float, float, float] = (0.0, 0.0, 0.0)
     words: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> tuple[int, int]:
+        """Frames at the beginning and at the end in which both feet stand where they do at rest."""
+        if not self.steps:
+            return self.frames // 2, self.frames // 2
+        first, last = min(step.lift for step in self.steps), max(step.land for step in self.steps)
+        return max(int(first * FPS), 0), max(self.frames - int(np.ceil(last * FPS)) - 1, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,14 +171,28 @@ def _ease(u):
 
 
 def _keys(frames, *keys):
-    """Curve through (second, value) keys with a minimum-jerk move between each pair: (frames,) + shape of a value."""
+    """Smooth curve through (second, value) keys: (frames,) + shape of a value.
+
+    Between two keys it is the quintic with no acceleration at either. Where a value turns or rests at a key its speed
+    is zero there (a minimum-jerk move), where it goes on in the same direction it flows through at the harmonic mean
+    of the speeds on both sides, which cannot overshoot.
+    """
     times = np.array([key[0] for key in keys], dtype=float)
     values = np.array([key[1] for key in keys], dtype=float)
     now = np.arange(frames) / FPS
+    column = (-1, *[1] * (values.ndim - 1))
+    width = np.maximum(np.diff(times), 1e-6).reshape(column)
+    slope = np.diff(values, axis=0) / width
+    before, after = slope[:-1], slope[1:]
+    same = before * after > 0
+    speed = np.zeros_like(values)
+    speed[1:-1] = np.where(same, 2 * before * after / np.where(same, before + after, 1.0), 0.0)
     i = np.clip(np.searchsorted(times, now, side="right") - 1, 0, len(times) - 2)
-    u = _ease((now - times[i]) / np.maximum(times[i + 1] - times[i], 1e-6))
-    u = u.reshape(-1, *[1] * (values.ndim - 1))
-    return values[i] + u * (values[i + 1] - values[i])
+    h = width[i]
+    u = np.clip((now - times[i]).reshape(column) / h, 0.0, 1.0)
+    leave = u * (1 + u * u * (-6 + u * (8 - 3 * u)))
+    arrive = u * u * u * (-4 + u * (7 - 3 * u))
+    return values[i] + _ease(u) * (values[i + 1] - values[i]) + h * (leave * speed[i] + arrive * speed[i + 1])
 
 
 def _clock(seconds):
@@ -224,8 +249,8 @@ def _travel(actor, rng, *, steps, period, stride, swing, curve=0.0, rise=0.05, s
 def _walk(actor, rng):
     period = rng.uniform(0.47, 0.58) / actor.tempo
     curve = rng.uniform(-0.16, 0.16) * (rng.random() < 0.5)
-    act = _travel(actor, rng, steps=int(rng.integers(3, 8)), period=period, swing=0.78, curve=curve,
-                  stride=rng.uniform(0.52, 0.70) * actor.amplitude, size=rng.uniform(0.2, 0.5), sway=0.09)
+    act = _travel(actor, rng, steps=int(rng.integers(3, 8)), period=period, swing=0.84, curve=curve,
+                  stride=rng.uniform(0.50, 0.66) * actor.amplitude, size=rng.uniform(0.2, 0.5), sway=0.09)
     way = " in a curve to the left" if curve > 0.06 else " in a curve to the right" if curve < -0.06 else ""
     return replace(act, words={"way": way})
 
@@ -305,6 +330,18 @@ def _run_on_the_spot(actor, rng):
     return replace(act, words={"knees": " with high knees" if knees_high else ""})
 
 
+def _butt_kicks(actor, rng):
+    cadence = rng.uniform(2.2, 3.0) * np.sqrt(actor.tempo)
+    seconds = rng.uniform(1.5, 2.4) if actor.brief else rng.uniform(2.4, 4.0)
+    act = _on_the_spot(actor, rng, steps=max(4, round(seconds * cadence)), period=1 / cadence, swing=1.12,
+                       rise=rng.uniform(0.38, 0.5) * np.clip(actor.amplitude, 0.7, 1.05),
+                       sweep=-rng.uniform(0.24, 0.34), bob=0.025, size=rng.uniform(0.1, 0.5) * actor.amplitude,
+                       elbow=rng.uniform(0.4, 1.3), bias=0.05, out=0.2, bend=rng.uniform(-0.02, 0.1), sway=0.05)
+    if rng.random() < 0.35:  # hands on the hips
+        act.curves.update(dict.fromkeys(("left_arm", "right_arm"), np.tile([-0.3, 0.72, 0.9, 1.5], (act.frames, 1))))
+    return act
+
+
 def _march(actor, rng):
     return _on_the_spot(actor, rng, steps=int(rng.integers(5, 9)), period=rng.uniform(0.5, 0.62) / actor.tempo,
                         swing=0.8, rise=rng.uniform(0.26, 0.38) * actor.amplitude, sweep=rng.uniform(0.1, 0.2),
@@ -320,85 +357,119 @@ def _guard(actor, rng):
     return (1 - g) * np.array([0.1, 0.28, 0.3, 0.7]) + g * np.array([0.62, 0.24, 0.35, 2.1])
 
 
-def _kick(actor, rng, *, chamber, extend, lean, roll, turn=0.0):
-    """Lift the knee, snap the foot out, pull it back, put it down; once or more often."""
-    side, repeats = int(rng.choice((_LEFT, _RIGHT))), 1 if actor.brief else int(rng.choice((1, 2, 3),
-                                                            p=(0.5, 0.35, 0.15)))
-    swap = rng.random() < 0.4
+def _kick(actor, rng, *, chamber, extend, lean, roll, push, pivot, turn=0.0, look=0.0):
+    """Load the supporting leg, lift the knee, snap the foot out, pull it back, put it down; once or more often.
+
+    `push` (metres: towards the kicking side, up, ahead) is what the pelvis adds to the kick, `pivot` the turn of the
+    supporting foot away from it (radians).
+    """
+    repeats = 1 if actor.brief else int(rng.choice((1, 2, 3), p=(0.5, 0.35, 0.15)))
+    side, swap = int(rng.choice((_LEFT, _RIGHT))), repeats > 1 and rng.random() < 0.4
     guard, slow = _guard(actor, rng), 1 / actor.tempo
-    snap, hold = rng.uniform(0.15, 0.2) * np.sqrt(slow), rng.uniform(0.02, 0.1)
-    lift, up, back, down = 0.2 + 0.1 * slow, rng.uniform(0.3, 0.4) * slow, rng.uniform(0.2, 0.28) * slow, 0.32 * slow
-    cycle = lift + up + snap + hold + back + down + 0.12
-    frames, times = _clock(repeats * cycle + 0.3)
-    rest = np.array([0.0, 0.02, 0.0, 0.06])
-    spine, pelvis, plan, legs = [(0, (0, 0, 0))], [(0, (0, 0, 0))], [], []
-    arm = {_LEFT: [(0, guard)], _RIGHT: [(0, guard)]}
+    behind = 0.0 if swap else rng.uniform(0.15, 0.36) * (rng.random() < 0.6)  # from a fighting stance, or feet together
+    snap, hold = rng.uniform(0.15, 0.19) * np.sqrt(slow), rng.uniform(0.0, 0.06)
+    lift, up = (0.45 if behind else 0.2) + 0.12 * slow, rng.uniform(0.28, 0.38) * slow
+    pull, down = rng.uniform(0.18, 0.26) * slow, rng.uniform(0.3, 0.38) * slow
+    cycle = up + snap + hold + pull + down + 0.2
+    frames, times = _clock(lift + repeats * cycle + 0.25)
+    rest, stance = np.array([0.0, 0.02, 0.0, 0.06]), 0.02 + rng.uniform(0.0, 0.05)
+    spine, pelvis, shift, head = [(0, (0, 0, 0))], [(0, (0, 0, 0))], [(0, (0, 0, 0))], [(0, (0, 0))]
+    arm, plan, legs = {_LEFT: [(0, guard)], _RIGHT: [(0, guard)]}, [], []
+    if behind:
+        plan.append(Step(side, 0.06, 0.06 + 0.36, ahead=-behind, turn=side * 0.35, rise=0.06, heel=0.2))
     for k in range(repeats):
         s = side * (-1) ** k if swap else side
         t0 = k * cycle + lift
-        t1, t2, t3, t4 = t0 + up, t0 + up + snap, t0 + up + snap + hold, t0 + up + snap + hold + back
+        t1, t2, t3, t4 = t0 + up, t0 + up + snap, t0 + up + snap + hold, t0 + up + snap + hold + pull
+        t5, last = t4 + down, k == repeats - 1
         angles = _keys(frames, (0, rest), (t0, rest), (t1, chamber), (t2, extend), (t3, extend), (t4, 0.9 * chamber),
-                       (t4 + down, rest))
+                       (t5, rest))
         legs.append((s, _ease((times - t0) / (0.6 * up)) * (1 - _ease((times - t4) / (0.85 * down))), angles))
-        plan.append(Step(s, t0 - 0.04, t4 + down, rise=0.1, heel=0.3))
+        home = {} if last else {"ahead": -behind, "turn": side * 0.35 * (behind > 0)}
+        plan += [Step(s, t0 - 0.04, t5, rise=0.1, heel=0.3, **home),
+                 Step(-s, t0 + 0.3 * up, t2, turn=-s * pivot, heel=0.12, pivot=True),
+                 Step(-s, t4, t5, heel=0.12, pivot=True)]
         full, half = np.array([lean, -s * roll, s * turn]), np.array([0.4 * lean, -0.35 * s * roll, 0.5 * s * turn])
-        spine += [(t0 - 0.1, (0.05, 0, 0)), (t1, 0.9 * half), (t2, 0.9 * full), (t4, half), (t4 + down, (0.05, 0, 0))]
-        pelvis += [(t0 - 0.1, (0, 0, 0)), (t1, half), (t2, full), (t4, half), (t4 + down, (0, 0, 0))]
-        for a, balance in ((s, np.array([-0.35, 0.3, 0, -0.5])), (-s, np.array([0.15, 0.1, 0.1, 0.1]))):
-            arm[a] += [(t1, guard), (t2, guard + balance), (t4, guard)]
-    curves = {"spine": _keys(frames, *spine), "pelvis": _keys(frames, *pelvis), "left_arm": _keys(frames, *arm[_LEFT]),
-               "right_arm": _keys(frames, *arm[_RIGHT])}
-    word = "left and right" if swap and repeats > 1 else _SIDE[side]
+        spine += [(t0 - 0.08, (0.09, 0, -0.3 * s * turn)), (t1, 0.7 * half), (t2, full), (t3 + 0.03, full),
+                  (t4 + 0.06, half), (t5, (0.07, 0, 0))]
+        pelvis += [(t0 - 0.1, (0.02, 0, -0.3 * s * turn)), (t1, half), (t2 - 0.03, full), (t3, full), (t4, half),
+                   (t5, (0.02, 0, 0))]
+        shift += [(t0 - 0.1, (0, -stance, 0)), (t1, (-0.3 * s * push[0], -stance - 0.01, -0.3 * push[2])),
+                  (t2, (s * push[0], push[1] - 0.5 * stance, push[2])), (t4, (0, -stance, 0)),
+                  (t5, (0, -stance - 0.02, 0))]
+        head += [(t0 - 0.1, (0.05, s * look)), (t5, (0.05, s * look))]
+        for a, balance in ((s, np.array([-0.65, 0.4, 0, -0.75])), (-s, np.array([0.2, 0.08, 0.1, 0.1]))):
+            arm[a] += [(t0, guard), (t1, guard + 0.25 * balance), (t2 + 0.02, guard + balance), (t5 - 0.1, guard)]
+    seconds = times[-1]
+    curves = {"spine": _keys(frames, *spine, (seconds, (0, 0, 0))), "head": _keys(frames, *head, (seconds, (0, 0))),
+              "pelvis": _keys(frames, *pelvis, (seconds, (0, 0, 0))),
+              "shift": _keys(frames, *shift, (seconds, (0, 0, 0))), "left_arm": _keys(frames, *arm[_LEFT]),
+              "right_arm": _keys(frames, *arm[_RIGHT])}
+    word = "left and right" if swap else _SIDE[side]
     return Act(frames, curves, tuple(plan), tuple(legs), words={"side": word, "count": _count(repeats)})
 
 
 def _front_kick(actor, rng):
     reach = min(rng.uniform(1.1, 1.6) * actor.amplitude, 1.75)
-    out = rng.uniform(-0.05, 0.3)
-    return _kick(actor, rng, chamber=np.array([min(reach + 0.15, 1.7), out, 0.0, 1.75]),
-                 extend=np.array([reach, out, 0.0, 0.1]), lean=-rng.uniform(0.05, 0.28), roll=0.05, turn=-0.15)
+    out = rng.uniform(-0.05, 0.25)
+    return _kick(actor, rng, chamber=np.array([min(reach * rng.uniform(0.85, 1.1), 1.75), out, 0.0, 1.85]),
+                 extend=np.array([reach, out, 0.0, 0.1]), lean=-rng.uniform(0.05, 0.3), roll=0.06,
+                 turn=-rng.uniform(0.1, 0.3), push=(0.0, 0.01, rng.uniform(0.02, 0.1)), pivot=rng.uniform(0.15, 0.6))
 
 
 def _side_kick(actor, rng):
-    reach, fore = min(rng.uniform(0.95, 1.25) * actor.amplitude, 1.35), rng.uniform(0.0, 0.5)
-    chamber = np.array([0.75 + 0.4 * actor.amplitude, 0.65, 0.2, 2.0])
-    return _kick(actor, rng, chamber=chamber, extend=np.array([fore, reach, 0.15, 0.1]), lean=rng.uniform(0.0, 0.1),
-                 roll=rng.uniform(0.2, 0.45), turn=-rng.uniform(0.0, 0.2))
+    reach, fore = min(rng.uniform(0.95, 1.3) * actor.amplitude, 1.4), rng.uniform(-0.15, 0.3)
+    chamber = np.array([0.8 + 0.4 * actor.amplitude, 0.55, 0.3, 2.1])
+    return _kick(actor, rng, chamber=chamber, extend=np.array([fore, reach, 0.25, 0.1]), lean=rng.uniform(0.0, 0.12),
+                 roll=rng.uniform(0.25, 0.5), turn=-rng.uniform(0.0, 0.2), look=rng.uniform(0.3, 0.8),
+                 push=(rng.uniform(0.02, 0.08), 0.01, 0.0), pivot=rng.uniform(0.5, 1.1))
 
 
 # ---------------------------------------------------------------------------------------------- strikes
 
 
-def _strike(actor, *, ready, blows, twist, bend, step=0.0):
+def _strike(actor, *, ready, blows, twist, bend, front=0, step=0.0, stride=None, crouch=0.0, blade=0.0, drive=0.05):
     """Arms in `ready`, then blows [(side, [(seconds after the previous key, arm angles)], wind-up share)].
 
-    The middle key of a blow is the hit. With `step` the opposite foot steps ahead by that much and returns at the end.
+    The middle key of a blow is the hit. Hips lead the trunk, the trunk leads the arm, and weight goes back in the
+    wind-up and ahead with the hit by `drive` metres. With `front` that foot steps ahead by `step` (in the `stride`,
+    seconds from the first wind-up, else before it), the trunk is turned away from it by `blade` radians, and the other
+    foot turns on its ball when its hand strikes. `crouch` lowers the body (metres).
     """
-    lift = 0.35 / actor.tempo
+    lift = (0.4 if front and not stride else 0.25) / actor.tempo
     arm = {s: [(0, ready[s]), (lift - 0.05, ready[s])] for s in (_LEFT, _RIGHT)}
-    spine, pelvis, now = [(0, (0, 0, 0))], [(0, (0, 0, 0))], lift
+    guarded = np.array([0.25 * bend, 0.0, -0.5 * front * blade])
+    spine, pelvis = [(0, (0, 0, 0)), (lift - 0.04, guarded)], [(0, (0, 0, 0)), (lift - 0.08, [0, 0, guarded[2]])]
+    shift, plan, now = [(0, (0, 0, 0)), (lift - 0.06, (0, -crouch, 0))], [], lift
     for s, keys, wind in blows:
-        for i, (wait, angles) in enumerate(keys):
-            now += wait
-            share = (-wind, 1.0, 0.15)[min(i, 2)]
-            arm[s].append((now, angles))
-            spine.append((now, (bend * max(share, 0.2), 0.0, -s * twist * share)))
-            pelvis.append((now, (0.5 * bend * max(share, 0.0), 0.0, -0.5 * s * twist * share)))
-        now += 0.03
+        rear = s != front  # the hand of the rear foot has the whole turn of the body, the leading one half of it
+        share = 1.0 if rear else 0.5
+        moments = now + np.cumsum([wait for wait, _ in keys])
+        for i, (moment, (_, angles)) in enumerate(zip(moments, keys, strict=True)):
+            part = (-wind, 1.0, 0.25, 0.0)[min(i, 3)] * share
+            arm[s].append((moment, angles))
+            yaw = guarded[2] - s * twist * part
+            spine.append((moment - 0.02, (bend * max(part, 0.25), 0.04 * s * part, yaw)))
+            pelvis.append((moment - 0.06, (0.4 * bend * max(part, 0.0), 0.0, 0.6 * yaw)))
+            shift.append((moment - 0.03, (0, -crouch - 0.015 * max(part, 0.0), drive * part)))
+        if front and rear:
+            plan += [Step(s, moments[0] - 0.06, moments[1], turn=-s * 0.6, heel=0.5, pivot=True),
+                     Step(s, moments[1] + 0.05, moments[2], heel=0.25, pivot=True)]
+        now = moments[-1] + 0.03
         arm[s].append((now + 0.1, keys[-1][1]))
         arm[-s].append((now, ready[-s]))
-    end = now + 0.4
-    first = blows[0][0]
-    plan = ()
-    if step:
-        plan = (Step(-first, 0.08, lift + 0.12, ahead=step, rise=0.07, heel=0.2, strike=0.1),
-                Step(-first, now + 0.12, now + 0.5, rise=0.06, heel=0.2))
-        end += 0.25
+    end = now + 0.45
+    if front and step:
+        a, b = (lift + stride[0], lift + stride[1]) if stride else (0.06, lift)
+        plan += [Step(front, a, b, ahead=step, rise=0.07 + 0.1 * bool(stride), heel=0.2, strike=0.1),
+                 Step(front, now + 0.1, now + 0.5, rise=0.06, heel=0.2)]
+        end += 0.2
     frames, _ = _clock(end)
-    spine.append((end, (0, 0, 0)))
-    pelvis.append((end, (0, 0, 0)))
+    for curve in (spine, pelvis, shift):
+        curve.append((end, (0, 0, 0)))
     return Act(frames, {"left_arm": _keys(frames, *arm[_LEFT]), "right_arm": _keys(frames, *arm[_RIGHT]),
-                        "spine": _keys(frames, *spine), "pelvis": _keys(frames, *pelvis)}, plan)
+                        "spine": _keys(frames, *spine), "pelvis": _keys(frames, *pelvis),
+                        "shift": _keys(frames, *shift)}, tuple(plan))
 
 
 def _punch(actor, rng):
@@ -413,11 +484,14 @@ def _punch(actor, rng):
             pull, hit = guard + np.array([-0.2, 0.6, 0.3, -0.2]), np.array([1.1, -0.1, 1.3, 1.1])
         if manner == "uppercut":
             pull, hit = guard + np.array([-0.9, 0.1, 0.0, -0.4]), np.array([1.2, 0.0, 0.3, 1.3])
-        keys = [(rng.uniform(0.14, 0.2) * slow, pull), (rng.uniform(0.16, 0.21) * np.sqrt(slow), hit),
-                (rng.uniform(0.22, 0.3) * slow, guard)]
+        keys = [(rng.uniform(0.14, 0.2) * slow, pull), (rng.uniform(0.15, 0.2) * np.sqrt(slow), hit),
+                (rng.uniform(0.2, 0.28) * slow, guard)]
         blows.append((s, keys, 0.5))
-    act = _strike(actor, ready={_LEFT: guard, _RIGHT: guard}, blows=blows, twist=rng.uniform(0.3, 0.55),
-                  bend=0.12, step=rng.uniform(0.15, 0.32) if rng.random() < 0.6 else 0.0)
+    fighting = rng.random() < 0.75
+    front = (-side if rng.random() < 0.65 else side) if fighting else 0
+    act = _strike(actor, ready={_LEFT: guard, _RIGHT: guard}, blows=blows, twist=rng.uniform(0.3, 0.55), bend=0.12,
+                  front=front, step=rng.uniform(0.18, 0.36), crouch=rng.uniform(0.01, 0.07) * (1 + fighting),
+                  blade=rng.uniform(0.1, 0.5), drive=rng.uniform(0.03, 0.09))
     return replace(act, words={"side": "left and right" if swap and repeats > 1 else _SIDE[side],
                                "count": _count(repeats)})
 
@@ -427,16 +501,24 @@ def _throw(actor, rng):
     rest = actor.neutral()["left_arm"]
     if rng.random() < 0.72:
         way, wind = "overhand", np.array([0.15, 1.4, -1.1, 1.7])
-        hit, past = np.array([1.75 * a, 0.35, 0.1, 0.3]), np.array([0.55, -0.2, 0.5, 0.35])
+        hit, past = np.array([rng.uniform(1.6, 2.2) * a, 0.4, 0.1, 0.3]), np.array([0.55, -0.2, 0.5, 0.35])
     else:
         way, wind = "underhand", np.array([-0.9 * a, 0.2, 0.1, 0.2])
         hit, past = np.array([1.15 * a, 0.1, 0.1, 0.25]), np.array([1.75 * a, 0.0, 0.2, 0.4])
-    keys = [(rng.uniform(0.3, 0.42) * slow, wind), (rng.uniform(0.3, 0.4) * np.sqrt(slow), hit),
-            (rng.uniform(0.22, 0.3) * slow, past), (0.35 * slow, rest)]
-    ready = {side: rest + np.array([0.5, 0.1, 0.3, 1.0]), -side: rest + np.array([0.45, 0.15, 0.2, 0.7])}
-    act = _strike(actor, ready=ready, blows=[(side, keys, 1.0)], twist=rng.uniform(0.4, 0.65), bend=0.22,
-                  step=rng.uniform(0.2, 0.4) if rng.random() < 0.75 else 0.0)
-    return replace(act, words={"side": _SIDE[side], "way": way})
+    windup = rng.uniform(0.4, 0.55) * slow
+    keys = [(windup, wind), (rng.uniform(0.24, 0.32) * np.sqrt(slow), hit), (rng.uniform(0.2, 0.28) * slow, past),
+            (0.35 * slow, rest)]
+    ready = {side: rest + np.array([0.5, 0.05, 0.3, 1.1]), -side: rest + np.array([0.55, 0.05, 0.35, 1.0])}
+    striding = rng.random() < 0.75
+    act = _strike(actor, ready=ready, blows=[(side, keys, 1.0)], twist=rng.uniform(0.4, 0.65), bend=0.24,
+                  front=-side * striding, step=rng.uniform(0.25, 0.5) * a, stride=(0.3 * windup, 1.05 * windup),
+                  crouch=rng.uniform(0.0, 0.05), drive=rng.uniform(0.05, 0.1))
+    # the free arm points ahead in the wind-up and is pulled in as the other one comes round
+    t, free = 0.25 / actor.tempo, ready[-side]
+    balance = _keys(act.frames, (0, free), (t + 0.15, free), (t + windup, [1.1, 0.35, 0.3, 0.5]),
+                    (t + windup + 0.3, [0.1, 0.35, 0.3, 1.1]), (t + windup + 0.9, rest))
+    return replace(act, curves=act.curves | {f"{_SIDE[-side]}_arm": balance},
+                   words={"side": _SIDE[side], "way": way})
 
 
 def _chop(actor, rng):
@@ -447,9 +529,34 @@ def _chop(actor, rng):
     down = np.array([1.2, -0.45, 0.3, 0.35]) if flat else np.array([0.75, 0.0, 0.2, 0.25])
     keys = [(rng.uniform(0.26, 0.36) * slow, up), (rng.uniform(0.25, 0.33) * np.sqrt(slow), down), (0.3 * slow, guard)]
     act = _strike(actor, ready={_LEFT: guard, _RIGHT: guard}, blows=[(side, keys, 0.6)] * repeats, twist=0.35,
-                  bend=0.18)
+                  bend=0.2, front=-side * (rng.random() < 0.6), step=rng.uniform(0.15, 0.3), crouch=0.03)
     return replace(act, words={"side": _SIDE[side], "count": _count(repeats),
                                "verb": "slaps" if flat else "chops down"})
+
+
+def _push(actor, rng):
+    repeats, slow, a = int(rng.integers(1, 3)), 1 / actor.tempo, actor.amplitude
+    front, step = int(rng.choice((_LEFT, _RIGHT))), rng.uniform(0.2, 0.4) * (rng.random() < 0.7)
+    ready, pull = np.array([0.35, 0.3, 0.4, 1.9]), np.array([0.05, 0.4, 0.4, 2.2])
+    hit = np.array([rng.uniform(1.1, 1.45), 0.0, 0.3, 0.2 + 0.5 * max(0.0, 1 - a)])
+    rest, now = actor.neutral()["left_arm"], 0.4 * slow
+    arm, lean, plan = [(0, rest), (now, ready)], [(0, (0, 0)), (now, (0.03, 0))], []
+    if step:
+        plan.append(Step(front, 0.06, now, ahead=step, rise=0.07, heel=0.2, strike=0.1))
+    for _ in range(repeats):
+        t1 = now + rng.uniform(0.18, 0.26) * slow
+        t2, t3 = t1 + rng.uniform(0.2, 0.3) * slow, t1 + rng.uniform(0.32, 0.55)
+        now = t3 + 0.3 * slow
+        arm += [(t1, pull), (t2, hit), (t3, hit), (now, ready)]
+        lean += [(t1, (-0.05, -0.05)), (t2, (0.2, 0.1)), (t3, (0.18, 0.1)), (now, (0.03, 0))]
+    if step:
+        plan.append(Step(front, now + 0.05, now + 0.42, rise=0.06, heel=0.2))
+    frames, times = _clock(now + 0.5)
+    arm, lean = _keys(frames, *arm, (times[-1], rest)), _keys(frames, *lean, (times[-1], (0, 0)))
+    tip, low = lean[:, :1], _keys(frames, (0, 0), (0.35, 1), (now, 1), (times[-1], 0))[:, None]
+    return Act(frames, {"left_arm": arm, "right_arm": arm, "spine": tip * [1, 0, 0], "pelvis": tip * [0.6, 0, 0],
+                        "shift": lean[:, 1:] * [0, 0, 1] - low * [0, 0.04, 0]}, tuple(plan),
+               words={"count": _count(repeats)})
 
 
 # ---------------------------------------------------------------------------------------------- arm gestures
@@ -464,7 +571,7 @@ def _gesture(seconds, arms, *, spine=None, head=None, words=None):
 
 
 def _wave(actor, rng):
-    side, both = int(rng.choice((_LEFT, _RIGHT))), rng.random() < 0.15
+    side, both = int(rng.choice((_LEFT, _RIGHT))), rng.random() < (0.05 if actor.brief else 0.15)
     rate, beats = rng.uniform(1.5, 2.4) * actor.tempo, int(rng.integers(2, 4) if actor.brief else rng.integers(3, 7))
     seconds, width = 0.9 + beats / rate, rng.uniform(0.28, 0.5) * actor.amplitude
     frames, times = _clock(seconds)
@@ -513,7 +620,8 @@ def _stretch(actor, rng):
         up, hold, down = 0.8 * up, 0.6 * hold, 0.8 * down
     seconds, manner = up + hold + down, rng.choice(3, p=(0.5, 0.3, 0.2))
     frames, times = _clock(seconds)
-    rest, a = actor.neutral()["left_arm"], actor.amplitude
+    rest = actor.neutral()["left_arm"]
+    a = max(actor.amplitude, 0.75)  # who hardly lifts the arms does not stretch
     middle, back = up + 0.5 * hold, rng.uniform(0.12, 0.32) * a
     # overhead, hands apart or close together
     top = np.array([min(2.75 * a, 2.9), *((0.2, 0.5, 0.35) if rng.random() < 0.4 else (-0.05, 1.3, 0.65))])
@@ -541,6 +649,17 @@ def _point(actor, rng):
                  (seconds, (0, 0)))
     where = "forward" if out < 0.45 else f"to the {_SIDE[side]}"
     return _gesture(seconds, {side: arm}, head=look, words={"side": _SIDE[side], "where": where})
+
+
+def _salute(actor, rng):
+    side, slow = int(rng.choice((_LEFT, _RIGHT), p=(0.2, 0.8))), 1 / actor.tempo
+    up, hold, down = rng.uniform(0.4, 0.65) * slow, rng.uniform(0.5, 1.4), rng.uniform(0.4, 0.65) * slow
+    rest, seconds = actor.neutral()["left_arm"], up + hold + down
+    top = np.array([rng.uniform(0.7, 0.9), rng.uniform(0.9, 1.2), 0.15, 2.35])
+    frames, _ = _clock(seconds)
+    arm = _keys(frames, (0, rest), (up, top), (up + hold, top), (seconds, rest))
+    upright = _keys(frames, (0, 0), (up, 1), (up + hold, 1), (seconds, 0))[:, None]
+    return _gesture(seconds, {side: arm}, spine=upright * [-0.06, 0, 0], words={"side": _SIDE[side]})
 
 
 # ---------------------------------------------------------------------------------------------- whole body
@@ -582,6 +701,37 @@ def _jump(actor, rng):
                words={"count": _count(repeats), "way": " forward" if ahead else " up"})
 
 
+def _hop(actor, rng):
+    side, repeats = int(rng.choice((_LEFT, _RIGHT))), int(rng.integers(3, 7))
+    apex, ahead = rng.uniform(0.06, 0.13) * actor.amplitude, rng.uniform(0.15, 0.35) * (rng.random() < 0.4)
+    flight, ground, start = 2 * np.sqrt(2 * apex / 9.81), rng.uniform(0.24, 0.34) / actor.tempo, 0.75
+    cycle, crouch = flight + ground, rng.uniform(0.05, 0.09)
+    end = start + repeats * cycle
+    frames, times = _clock(end + 0.75)
+    height, plan, place = np.zeros(frames), [], 0.0
+    for k in range(repeats):
+        t1, t2 = start + k * cycle, start + k * cycle + flight
+        u, v = np.clip((times - t1) / flight, 0, 1), np.clip((times - t2) / ground, 0, 1)
+        height += 4 * apex * u * (1 - u) - crouch * np.sin(np.pi * v)
+        place += ahead
+        plan.append(Step(side, t1, t2, (0.0, place, 0.0), rise=apex * 1.02, heel=0.5, ballistic=True))
+    height -= crouch * np.sin(np.pi * np.clip((times - start + 0.35) / 0.35, 0, 1))
+    # the other foot hangs behind or before the body all the while
+    plan.append(Step(-side, 0.2, end + 0.4, (0.0, place, 0.0), rise=0.5))
+    free = np.array([rng.uniform(-0.1, 0.7), 0.05, 0.0, rng.uniform(1.0, 1.5)])
+    angles = _keys(frames, (0, [0, 0.02, 0, 0.06]), (0.25, [0, 0.02, 0, 0.06]), (0.7, free), (end, free),
+                   (end + 0.4, [0, 0.02, 0, 0.06]))
+    weight = _ease((times - 0.22) / 0.3) * (1 - _ease((times - end) / 0.38))
+    beat = gaussian_filter1d(height, 1.5)[:, None]
+    up = _keys(frames, (0, 0), (start, 1), (end, 1), (times[-1], 0))[:, None]
+    arm = actor.neutral()["left_arm"] + up * [0.15, rng.uniform(0.25, 0.7), 0.0, rng.uniform(0.3, 0.9)]
+    arm = arm + beat * [0.8, 1.2, 0.0, 0.5] * actor.amplitude
+    lean = up * [0.1, 0.08 * side, 0.0] - beat * [0.6, 0, 0]
+    return Act(frames, {"left_arm": arm, "right_arm": arm, "spine": lean, "shift": _drop(height)}, tuple(plan),
+               ((-side, weight, angles),), end=(0.0, place, 0.0),
+               words={"side": _SIDE[side], "way": " forward" if ahead else " on the spot"})
+
+
 def _jumping_jacks(actor, rng):
     repeats, half = int(rng.integers(2, 6)), rng.uniform(0.4, 0.52) / actor.tempo
     wide, apex = rng.uniform(0.17, 0.28) * actor.amplitude, 0.07
@@ -606,7 +756,7 @@ def _jumping_jacks(actor, rng):
 def _squat(actor, rng):
     repeats = 1 if actor.brief else int(rng.choice((1, 2, 3), p=(0.5, 0.3, 0.2)))
     down, hold, up = np.array([rng.uniform(0.6, 0.9), rng.uniform(0.1, 0.5), rng.uniform(0.55, 0.85)]) / actor.tempo
-    deep, wide = rng.uniform(0.3, 0.5) * actor.amplitude, rng.uniform(0.04, 0.12)
+    deep, wide = rng.uniform(0.3, 0.5) * max(actor.amplitude, 0.65), rng.uniform(0.04, 0.12)
     ready = [0.0, rng.uniform(0.9, 1.5), rng.choice((0.3, 0.9, 1.4))]
     low = np.array([ready[2], 0.15, 0.5, 0.3 if ready[2] > 1 else 1.0])
     rest, t = actor.neutral()["left_arm"], 0.45
@@ -616,7 +766,7 @@ def _squat(actor, rng):
         for moment, u in ((t + down, 1.0), (t + down + hold, 1.0), (t + down + hold + up, 0.0)):
             keys["arm"].append((moment, rest + u * (low - rest)))
             keys["shift"].append((moment, (0, -0.02 - u * deep, -0.22 * u * deep)))
-            keys["spine"].append((moment, (u * 0.9 * deep + 0.1 * u, 0, 0)))
+            keys["spine"].append((moment, (u * 0.7 * deep + 0.1 * u, 0, 0)))
         t += down + hold + up + 0.1
     frames, _ = _clock(t + 0.45)
     arm, spine = _keys(frames, *keys["arm"], (t + 0.4, rest)), _keys(frames, *keys["spine"], (t + 0.4, (0, 0, 0)))
@@ -626,6 +776,57 @@ def _squat(actor, rng):
     return Act(frames, {"left_arm": arm, "right_arm": arm, "spine": spine, "pelvis": spine * [0.9, 0, 0],
                         "shift": _keys(frames, *keys["shift"], (t + 0.4, (0, 0, 0)))}, plan,
                words={"count": _count(repeats)})
+
+
+def _pick_up(actor, rng):
+    down, hold, up = np.array([rng.uniform(0.65, 0.95), rng.uniform(0.08, 0.35), rng.uniform(0.65, 0.95)]) / actor.tempo
+    side, both, stoop = int(rng.choice((_LEFT, _RIGHT))), rng.random() < 0.35, rng.uniform(0.0, 1.0)
+    # between squatting with an upright trunk (0) and stooping over straighter knees (1)
+    size = np.clip(actor.amplitude, 0.75, 1.05)
+    low, tip = (0.48 - 0.2 * stoop) * size, (0.9 + 0.35 * stoop) * size
+    start = rng.choice((0.1, 0.5), p=(0.5, 0.5))
+    seconds = start + down + hold + up + 0.5
+    frames, _ = _clock(seconds)
+    bent = _keys(frames, (0, 0), (start, 0), (start + down, 1), (start + down + hold, 1), (start + down + hold + up, 0),
+                 (seconds, 0))[:, None]
+    rest, grip = actor.neutral()["left_arm"], np.array([1.25 * tip + 0.2, 0.05, 0.2, 0.1])
+    held = rest + np.array([0.25, 0.0, 0.35, 1.1])
+    reach = _keys(frames, (0, rest), (start + 0.1, rest), (start + down, grip), (start + down + hold, grip),
+                  (start + down + hold + 0.9 * up, held), (seconds, rest))
+    other = rest + bent * np.array([0.5, 0.15, 0.2, 0.4])
+    arms = {_SIDE[s] + "_arm": reach if both or s == side else other for s in (_LEFT, _RIGHT)}
+    plan = ()
+    if start > 0.2:  # one foot steps to the thing
+        plan = (Step(-side, 0.06, 0.46, ahead=rng.uniform(0.12, 0.3), rise=0.06, heel=0.2),
+                Step(-side, seconds - 0.5, seconds - 0.1, rise=0.06, heel=0.2))
+    lean = 0.0 if both else 0.15 * side
+    return Act(frames, arms | {"spine": bent * [0.7 * tip, lean, 0.5 * lean], "pelvis": bent * [0.55 * tip, 0, 0],
+                               "shift": bent * [0, -low, -0.1 - 0.08 * stoop], "head": bent * [0.25, 0]}, plan,
+               words={"hand": "both hands" if both else f"the {_SIDE[side]} hand"})
+
+
+def _lunge(actor, rng):
+    side, slow, repeats = int(rng.choice((_LEFT, _RIGHT))), 1 / actor.tempo, int(rng.integers(1, 3))
+    far, deep = rng.uniform(0.55, 0.75) * actor.amplitude, rng.uniform(0.18, 0.28) * actor.amplitude
+    hips = rng.random() < 0.5
+    plan, low, now = [], [(0, 0)], 0.12
+    for k in range(repeats):
+        s = side * (-1) ** k
+        land = now + 0.55 * slow
+        bottom = land + rng.uniform(0.3, 0.45) * slow
+        back = bottom + rng.uniform(0.1, 0.4)
+        # the rear heel comes up while the front leg takes the weight
+        plan += [Step(s, now, land, ahead=far, rise=0.1, heel=0.3, strike=0.2),
+                 Step(s, back + 0.2 * slow, back + 0.8 * slow, rise=0.1, heel=0.4)]
+        low += [(now + 0.1, 0), (bottom, 1), (back, 1), (back + 0.6 * slow, 0.05)]
+        now = back + 0.95 * slow
+    frames, times = _clock(now + 0.3)
+    low = _keys(frames, *low, (times[-1], 0))[:, None]
+    rest = actor.neutral()["left_arm"]
+    held = np.array([-0.3, 0.72, 0.9, 1.5]) if hips else rest + np.array([0.3, 0.1, 0.1, 0.6])
+    arm = rest + _ease(times / 0.6)[:, None] * _ease((times[-1] - times) / 0.6)[:, None] * (held - rest)
+    return Act(frames, {"left_arm": arm, "right_arm": arm, "spine": low * [0.1, 0, 0],
+                        "shift": low * [0, -deep, 0.06]}, tuple(plan), words={"side": _SIDE[side]})
 
 
 def _bow(actor, rng):
@@ -722,6 +923,14 @@ def _plan_foot(actor, side, steps, now, rest_height, toe):
     for step in steps:
         swing = step.land - step.lift
         u = np.clip((now - step.lift) / swing, 0.0, 1.0)
+        if step.pivot:
+            yaw = place[2] + _ease(u) * (step.turn + step.home[2] + side * actor.toe_out - place[2])
+            ahead = np.stack([np.sin(yaw), np.cos(yaw)], axis=1)
+            spot = place[:2] + toe[2] * np.array([np.sin(place[2]), np.cos(place[2])])  # the ball stays here
+            track += np.concatenate([spot - toe[2] * ahead, yaw[:, None]], axis=1) - place
+            pitch += step.heel * np.sin(np.pi * u) ** 2
+            place = np.array([*(spot - toe[2] * ahead[-1]), yaw[-1]])
+            continue
         goal = stand(step)
         move = u if step.ballistic else _ease(u)
         track += move[:, None] * (goal - place)
@@ -759,30 +968,42 @@ def _sway(rng, frames, width, sizes):
     return noise[4 * width : 4 * width + frames] * (1.9 * np.sqrt(width)) * np.asarray(sizes)
 
 
+def lap(first, second):
+    """Frames for which `second` may begin before `first` ends: at most 0.4 s, while all feet are down."""
+    return min(first.settled[1] + second.settled[0], 8, first.frames // 3, second.frames // 3)
+
+
 def stage(actor, acts, gaps, rng):
     """Joints of acts performed one after the other.
 
     Args:
         actor: body and manner.
         acts: list of `Act`.
-        gaps: frames of standing before each act and after the last one, len(acts) + 1.
+        gaps: frames of standing before each act and after the last one, len(acts) + 1. A negative gap lets an act begin
+            while the one before it ends, which is safe for as many frames as `lap` says.
 
     Returns:
         joints (P, 22, 3) metres with the floor near 0, and [(start, end)] frames of each act.
 
     Raises:
-        ValueError: the number of gaps does not fit the acts, or a gap is negative.
+        ValueError: the number of gaps does not fit the acts, or a gap is too negative.
     """
-    if len(gaps) != len(acts) + 1 or min(gaps) < 0:
-        raise ValueError(f"gaps are {list(gaps)} for {len(acts)} acts: expected {len(acts) + 1} counts of at least 0")
+    least = [0, *(-lap(a, b) for a, b in itertools.pairwise(acts)), 0]
+    if len(gaps) != len(acts) + 1 or any(gap < low for gap, low in zip(gaps, least, strict=True)):
+        raise ValueError(f"gaps are {list(gaps)}: expected {len(acts) + 1} counts of at least {least}")
     frames = sum(gaps) + sum(act.frames for act in acts)
     now = np.arange(frames) / FPS
     channels = {name: np.tile(value, (frames, 1)) for name, value in actor.neutral().items()}
     channels["spine"] += actor.sway * _sway(rng, frames, 12, (0.02, 0.02, 0.03))
     channels["head"] += actor.sway * _sway(rng, frames, 10, (0.05, 0.10))
     channels["shift"] += actor.sway * _sway(rng, frames, 14, (0.012, 0.0, 0.008))
+    # weight moves from foot to foot, and the hip over the loaded leg comes up
+    loaded = actor.sway * _sway(rng, frames, 30, (0.012,))
+    channels["shift"] += loaded * [1, 0, 0]
+    channels["pelvis"] += loaded * [0, 1.5, 0]
+    channels["spine"] -= loaded * [0, 1.5, 0]
     for name in ("left_arm", "right_arm"):
-        channels[name] += actor.sway * _sway(rng, frames, 10, (0.04, 0.02, 0.05, 0.06))
+        channels[name] += actor.sway * actor.fidget * _sway(rng, frames, 10, (0.04, 0.02, 0.05, 0.06))
     home, start, spans = np.zeros(3), 0, []
     steps, free = {_LEFT: [], _RIGHT: []}, []
     for gap, act in zip(gaps[:-1], acts, strict=True):
@@ -792,7 +1013,9 @@ def stage(actor, acts, gaps, rng):
         # every act fades in and out of the resting posture, so acts follow each other without a jump
         fade = _ease(local / 0.42) * _ease((local[-1] - local) / 0.42)
         for name, curve in act.curves.items():
-            channels[name][span] += fade[:, None] * (curve - actor.neutral()[name])
+            # nobody is quite symmetric
+            size = 1.0 if name not in ("left_arm", "right_arm") else rng.normal(1.0, 0.03, 4).clip(0.93, 1.07)
+            channels[name][span] += fade[:, None] * size * (curve - actor.neutral()[name])
         for step in act.steps:
             place = tuple(_beyond(home, step.home))
             steps[step.side].append(
@@ -802,6 +1025,10 @@ def stage(actor, acts, gaps, rng):
         home = _beyond(home, act.end)
         spans.append((start, start + act.frames))
         start += act.frames
+    # the trunk gives way to the weight of arms that are held out
+    left, right = (channels[name][:, :2] - actor.arm[:2] for name in ("left_arm", "right_arm"))
+    tilt = np.stack([-0.035 * (left[:, 0] + right[:, 0]), 0.04 * (right[:, 1] - left[:, 1])], axis=1)
+    channels["spine"][:, :2] += gaussian_filter1d(tilt, 3.0, axis=0, mode="nearest")
     return _solve(actor, channels, steps, free, now), spans
 
 
@@ -917,26 +1144,30 @@ def _solve(actor, channels, steps, free, now):
 PRIMITIVES: dict[str, Primitive] = {
     "walk forward": Primitive("locomotion", _walk, (
         "walks forward{way}", "walks ahead{way}", "takes a few steps forward{way}", "strolls forward{way}",
-        "walks{way}"), 1.6),
+        "walks{way}"), 1.5),
     "walk backward": Primitive("locomotion", _walk_back, (
         "walks backward", "steps back a few times", "takes several steps backwards", "backs away")),
     "sidestep": Primitive("locomotion", _sidestep, (
         "sidesteps to the {side}", "steps sideways to the {side}", "shuffles to the {side}", "moves sideways")),
     "jog": Primitive("locomotion", _jog, (
-        "jogs forward", "runs ahead", "runs forward a few steps", "jogs", "goes for a short run"), 1.2),
+        "jogs forward", "runs ahead", "runs forward a few steps", "jogs", "goes for a short run", "runs"), 1.2),
     "turn": Primitive("locomotion", _turn, (
         "turns {amount}", "turns {amount} with small steps", "changes direction", "turns"), 1.2),
-    "run on the spot": Primitive("in place", _run_on_the_spot, (
+    "run on the spot": Primitive("locomotion", _run_on_the_spot, (
         "runs in place{knees}", "jogs on the spot{knees}", "runs without moving forward", "is running in place",
-        "does a running motion while staying where they are")),
-    "march": Primitive("in place", _march, (
+        "does a running motion while staying where they are", "jogs{knees}")),
+    "march": Primitive("locomotion", _march, (
         "marches in place", "marches on the spot", "lifts the knees one after the other", "walks in place")),
+    "butt kicks": Primitive("locomotion", _butt_kicks, (
+        "does butt kicks", "kicks the heels up behind", "runs on the spot with the heels to the buttocks"), 0.0),
     "front kick": Primitive("kick", _front_kick, (
         "kicks forward with the {side} foot{count}", "does a front kick{count}", "throws a kick to the front{count}",
-        "strikes forward with the {side} foot", "kicks something in front of them{count}", "kicks{count}")),
+        "strikes forward with the {side} foot", "kicks something in front of them{count}", "kicks{count}",
+        "kicks with the {side} leg{count}")),
     "side kick": Primitive("kick", _side_kick, (
         "kicks to the side with the {side} leg{count}", "does a side kick{count}", "throws a kick to the {side}",
-        "lifts the {side} knee and thrusts the foot out sideways", "kicks sideways{count}", "kicks{count}")),
+        "lifts the {side} knee and thrusts the foot out sideways", "kicks sideways{count}", "kicks{count}",
+        "kicks with the {side} foot{count}")),
     "punch": Primitive("strike", _punch, (
         "punches with the {side} hand{count}", "throws a punch{count}", "strikes forward with the {side} fist",
         "boxes in the air", "hits something in front of them{count}", "punches{count}")),
@@ -944,10 +1175,14 @@ PRIMITIVES: dict[str, Primitive] = {
         "throws something with the {side} hand", "throws a ball {way}", "pitches a ball", "hurls an object away",
         "winds up and tosses something forward"), 1.4, alone=False),
     "chop": Primitive("strike", _chop, (
-        "{verb} with the {side} hand{count}", "swings the {side} arm as if hitting someone", "{verb}{count}")),
+        "{verb} with the {side} hand{count}", "swings the {side} arm as if hitting someone", "{verb}{count}",
+        "hits something with the {side} hand{count}")),
+    "push": Primitive("strike", _push, (
+        "pushes something away with both hands{count}", "shoves someone{count}", "thrusts both palms forward{count}",
+        "pushes forward{count}")),
     "hand waving": Primitive("arm gesture", _wave, (
-        "waves with {hand}", "waves {hand}", "waves hello", "greets someone with a wave", "waves goodbye",
-        "moves {hand} from side to side in the air")),
+        "waves with {hand}", "waves {hand}", "waves hello", "greets someone", "signals goodbye to someone",
+        "moves {hand} from side to side in the air", "swings {hand} back and forth")),
     "raise arms": Primitive("arm gesture", _raise_arms, (
         "raises {arms}{way}", "lifts {arms}{way} for a moment", "puts {arms} up", "holds {arms} in the air")),
     "clap": Primitive("arm gesture", _clap, (
@@ -957,20 +1192,34 @@ PRIMITIVES: dict[str, Primitive] = {
         "yawns and loosens up", "reaches for the sky{end}", "extends both arms and the back", "stretches{end}")),
     "point": Primitive("arm gesture", _point, (
         "points {where} with the {side} hand", "points at something", "extends the {side} arm {where}",
-        "shows the way with the {side} hand")),
+        "stretches out the {side} arm {where}", "shows the way with the {side} hand")),
+    "salute": Primitive("arm gesture", _salute, (
+        "salutes with the {side} hand", "salutes", "brings the {side} hand to the forehead", "greets an officer",
+        "shades the eyes with the {side} hand")),
     "jump": Primitive("whole body", _jump, (
         "jumps{way}{count}", "hops{way} with both feet{count}", "leaps{way}", "jumps{count}")),
+    "hop on one leg": Primitive("whole body", _hop, (
+        "hops on the {side} leg{way}", "jumps on one foot{way}", "hops on one leg", "bounces on the {side} foot")),
     "jumping jacks": Primitive("whole body", _jumping_jacks, (
         "does jumping jacks", "does a few jumping jacks", "jumps while spreading arms and legs{count}",
         "does star jumps")),
-    "squat down": Primitive("whole body", _squat, (
+    "squat down": Primitive("posture", _squat, (
         "squats down{count}", "does a squat{count}", "bends the knees deeply and comes up again", "crouches{count}",
         "lowers the body and stands back up{count}")),
-    "bow": Primitive("whole body", _bow, (
-        "bows {depth}", "bows", "bends forward at the waist", "takes a bow", "leans forward and straightens up")),
-    "sit down": Primitive("whole body", _sit, (
-        "sits down and stands up again", "sits down on a chair", "takes a seat and gets up", "sits and rises")),
-    "kneel": Primitive("whole body", _kneel, (
+    "pick up": Primitive("posture", _pick_up, (
+        "picks something up with {hand}", "picks up an object from the floor", "squats down to get something",
+        "bends down and takes something from the ground with {hand}", "reaches down to the floor",
+        "crouches to collect something")),
+    "lunge": Primitive("posture", _lunge, (
+        "does a lunge", "lunges forward", "takes a long step with the {side} leg and bends the knees",
+        "steps far forward and back again")),
+    "bow": Primitive("posture", _bow, (
+        "bows {depth}", "bows", "bends forward at the waist", "takes a bow", "leans forward and straightens up",
+        "bends down {depth} and comes up again")),
+    "sit down": Primitive("posture", _sit, (
+        "sits down and stands up again", "sits down on a chair", "takes a seat and gets up", "sits and rises",
+        "lowers themselves onto a seat and stands back up")),
+    "kneel": Primitive("posture", _kneel, (
         "kneels on the {side} knee", "goes down on one knee", "kneels down and gets up", "takes a knee")),
 }
 # fmt: on

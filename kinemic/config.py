@@ -35,7 +35,7 @@ class Section(BaseModel):
 class WorldSettings(Section):
     """Size of the embedded corpus; read only where source or target is 'embedded'."""
 
-    source_clips: Count = 1200
+    source_clips: Count = 1200  # performances; each also comes mirrored
     pool_clips: Count = 30  # per class, from which shots are drawn
     test_clips: Count = 60  # per class, other subjects
     seed: Natural = 0
@@ -54,7 +54,7 @@ class DataSettings(Section):
 class TextSettings(Section):
     """Sentence encoder."""
 
-    encoder: Literal["minilm", "clip"] = "clip"
+    encoder: Literal["minilm", "minilm+detail", "clip"] = "clip"
     weights: str | None = None  # file with CLIP weights; None = hub or its cache
 
 
@@ -159,6 +159,7 @@ class HarSettings(Section):
 
     budget: Literal["updates", "epochs"] = "updates"  # the same updates for every set, or the same passes over each
     updates: Count = 1480  # of budget 'updates'
+    referee_updates: Natural = 0  # of the classifier of the whole pool that judges clips; 0 = updates
     batch: Count = 64
     lr: Rate = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"

@@ -30,7 +30,7 @@ from kinemic.launch import Team, several
 from kinemic.retrieval import Neighbours, caption_means, soft_positives
 from kinemic.text import TextCache, load_encoder
 
-__all__ = ["Dataset", "Lab", "MinedWindows", "TrainingSet"]
+__all__ = ["Dataset", "Lab", "MinedWindows", "TrainingSet", "shown"]
 
 PREPARE = ("motion", "data", "acting", "world")
 TRAIN = ("motion", "data", "denoiser", "diffusion", "mining", "retrieval", "train")
@@ -107,6 +107,11 @@ class MinedWindows:
     length: np.ndarray
     action: np.ndarray
     attention: list[np.ndarray] = field(default_factory=list)
+
+
+def shown(clip: Clip, frames: int = 8) -> list[str]:
+    """Actions of a source clip in order: labels of its true segments of at least `frames` frames, except standing."""
+    return [s.label for s in clip.segments if s.label != "stand" and s.end - s.start >= frames]
 
 
 def _folder_artefact(folder: Path) -> Artefact:
@@ -638,16 +643,17 @@ class Lab:
         augment: str,
         settings: HarSettings,
         callback: Callable[[int, har.Classifier], None] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> har.Classifier:
         h = settings
         drawn = {"balance": True, "sources": training.synthetic.astype(int)}
         if h.budget == "epochs":  # passes over the set as it is
             drawn = {}
         return har.fit(
-            training.joints, training.labels, len(self.data.classes), updates=_updates(h, training),
+            training.joints, training.labels, len(classes or self.data.classes), updates=_updates(h, training),
             batch_size=h.batch, lr=h.lr, weight_decay=h.weight_decay, optimizer=h.optimizer, clip_len=h.clip_len,
             channels=h.channels, depth=h.depth, scheme=h.scheme, augment=augment, seed=seed, device=self.device,
-            callback=callback, **drawn,
+            callback=callback, classes=classes, **drawn,
         )  # fmt: skip
 
     def _predictions(self, training: TrainingSet, seed: int, augment: str, labels: np.ndarray) -> np.ndarray:
@@ -685,8 +691,9 @@ class Lab:
         digest = hashlib.sha256()
         for joints in training.joints:
             digest.update(np.ascontiguousarray(joints, np.float32).tobytes())
-        settings = {"har": self.cfg.har.model_dump(), "augment": augment, "clips": digest.hexdigest(),
-                    "labels": training.labels.tolist(), "synthetic": training.synthetic.tolist(),
+        settings = {"har": self.cfg.har.model_dump(exclude={"referee_updates"}), "augment": augment,
+                    "clips": digest.hexdigest(), "labels": training.labels.tolist(),
+                    "synthetic": training.synthetic.tolist(),
                     "code": code_of(Lab._classifier, Lab._predictions, _updates)}  # fmt: skip
 
         def compute(folder: Path) -> dict:
@@ -702,16 +709,41 @@ class Lab:
 
     @cached_property
     def referee(self) -> har.Classifier:
-        """Classifier trained on every pool clip: it judges synthetic motion and gives the features of distances.
+        """Classifier trained on every pool clip: it judges synthetic motion and gives the features of distances."""
+        return self._judge("pool", lambda: (self.training_set(self.data.pool), self.data.classes))
+
+    @cached_property
+    def source_referee(self) -> har.Classifier:
+        """Classifier trained on the source entries that show one action, with the names of the actions as classes.
+
+        It never saw the target, so it judges what the prior draws by the prior's own domain. Embedded world only.
+        """
+        if not self.data.truth:
+            raise ValueError("a referee of the source needs ground-truth segments, which only the embedded world has")
+
+        def training() -> tuple[TrainingSet, Sequence[str]]:
+            single = [(clip, shown(clip)[0]) for clip in self.data.source if len(set(shown(clip))) == 1]
+            classes = sorted({name for _, name in single})
+            labels = np.array([classes.index(name) for _, name in single])
+            return TrainingSet([clip.joints for clip, _ in single], labels, np.zeros(len(single), bool)), classes
+
+        return self._judge("source", training)
+
+    def _judge(self, side: str, training: Callable[[], tuple[TrainingSet, Sequence[str]]]) -> har.Classifier:
+        """Classifier of a set and its classes, trained once.
 
         Placement and budget are the corrected ones whatever the experiment takes: a judge must not change with what it
         judges.
         """
-        judge = self.cfg.har.model_copy(update={"scheme": "root", "budget": "updates"})
-        settings = {"har": judge.model_dump(exclude={"report"}), "code": code_of(Lab._classifier)}
+        h = self.cfg.har
+        corrected = {"scheme": "root", "budget": "updates", "updates": h.referee_updates or h.updates}
+        judge = h.model_copy(update=corrected)
+        settings = {"har": judge.model_dump(exclude={"report", "referee_updates"}), "side": side,
+                    "code": code_of(Lab._classifier, Lab.source_referee.func, shown)}  # fmt: skip
 
         def compute(folder: Path) -> dict:
-            self._classifier(self.training_set(self.data.pool), 0, "standard", judge).save(folder / "referee")
+            clips, classes = training()
+            self._classifier(clips, 0, "standard", judge, classes=classes).save(folder / "referee")
             return {}
 
         done = self.store.run("referee", settings, compute, inputs=self.data.origin, modules=("motion", "har"))

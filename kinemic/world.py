@@ -2,30 +2,34 @@
 
 Two domains are made from one table of parametric actions (`kinemic.acting`):
 
-* **source**: clean clips of 4 to 9.8 s with one to four actions, planted feet, captions of the clip and of its parts;
+* **source**: clean clips of 4 to 9.8 s with one to four actions, planted feet, captions of the clip and of its parts,
+  each clip also mirrored, with left and right exchanged in its captions;
 * **target**: clips of 0.9 to 3 s with one action each, by other subjects in another manner, with the errors of poses
   that were estimated from video (jitter, slow drift, tilt, lost root translation).
 
 Every frame of a source clip carries its true action (`Clip.segments`), so mined windows can be judged.
 It is a simulation: what is measured on it says how a method behaves, nothing about people.
 
-Hard cases built in: "throws a punch" and "throws a kick" are close in words and far in motion, and "throws a ball" is
-close to both in words; stretching is rarely called so; throwing occurs only in clips with several actions.
+`HARD_CASES` names the actions on which words and movement disagree.
 """
 
+import itertools
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from kinemic.acting import PRIMITIVES, Actor, perform, stage, turned
+from kinemic.acting import PRIMITIVES, Actor, lap, perform, stage, turned
 from kinemic.data import Caption, Clip, Segment
-from kinemic.motion import BONE_LENGTHS, FPS, PARENTS
+from kinemic.motion import BONE_LENGTHS, FPS, PARENTS, mirror
 from kinemic.motion import retarget as with_bones
 
-__all__ = ["CLASSES", "PRIMITIVES", "VERSION", "World", "as_from_video", "make_world", "perform"]
+__all__ = [
+    "CLASSES", "ERRORS", "HARD_CASES", "PRIMITIVES", "VERSION", "World", "as_from_video", "make_world", "perform",
+]  # fmt: skip
 
-VERSION = "1"
+VERSION = "2"
 MIN_ROWS, MAX_ROWS, SUBCAPTION_ROWS = 80, 196, 40  # feature rows of a source clip, and of a part with its own caption
 
 
@@ -42,27 +46,60 @@ class World:
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "run on the spot": ("a person runs on the spot.",),
+    "butt kicks": ("a person does butt kicks.",),
     "side kick": ("a person does a side kick.",),
-    "stretch oneself": ("a person stretches.",),
-    "punch": ("a person throws a punch.",),
     "front kick": ("a person does a front kick.",),
-    "hand waving": ("a person waves a hand.",),
+    "punch": ("a person throws a punch.",),
     "throw": ("a person throws something.",),
+    "stretch oneself": ("a person stretches.",),
+    "hand waving": ("a person waves a hand.",),
+    "pick up": ("a person picks something up.",),
     "squat down": ("a person squats down.",),
 }
 
+HARD_CASES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "near in words, far in motion": (("punch", "front kick"), ("butt kicks", "front kick")),
+    "far in words, near in motion": (
+        ("stretch oneself", "raise arms"),
+        ("butt kicks", "run on the spot"),
+        ("throw", "chop"),
+    ),
+    "absent from the source": (("butt kicks",),),
+    "only in company": (("throw",),),
+    "rarely called by its name": (("stretch oneself",),),
+}
+"""Kind of difficulty -> groups of actions that have it; at least one of each group is a target class."""
+
 _PEOPLE = ("a person", "a person", "someone", "the person", "a man", "a woman", "a figure", "this person", "he", "she")
-_ORDER = (" and then ", ", then ", " then ", ", and after that ", " and afterwards ", " and ", ", ")
+_AFTER = (" and then ", ", then ", " then ", ", and after that ", " and afterwards ", " and ", ", ", " before {they} ")
+_PRONOUNS = {"a man": "he", "a woman": "she", "he": "he", "she": "she"}  # others are guessed
+_HEDGES = ("it looks like ", "it seems that ", "apparently ", "maybe ")
 _DISTRACTORS = (
     " as if greeting a friend",
     " as if warming up",
     " while looking ahead",
     " like in a game",
-    " at a steady pace",
-    " carefully",
-    " as if in a hurry",
-    " in a relaxed way",
+    " as if somebody was watching",
+    " like a dancer on a stage",
 )
+# Manner of a whole clip: factors on tempo and amplitude, extra bend of the spine, words for it.
+_STYLES = (
+    (1.0, 1.0, 0.0, ()),
+    (0.85, 1.0, 0.0, ("slowly", "at a slow pace", "without haste")),
+    (1.12, 1.02, 0.0, ("quickly", "in a hurry", "fast")),
+    (1.06, 1.08, -0.04, ("energetically", "with a lot of force", "with big movements")),
+    (0.9, 0.88, 0.1, ("tiredly", "in a relaxed way", "wearily")),
+    (0.92, 0.92, 0.03, ("carefully", "cautiously")),
+)
+ERRORS = {"left and right confused": 0.04, "action left out": 0.15, "wrong count": 0.05, "letter lost": 0.02}
+"""Shares of the sentences of source captions with an error of people; an action is left out of the whole only."""
+
+_COUNTS = (" twice", " three times", " four times")
+
+
+def _swapped(text):
+    """The text with the words left and right exchanged."""
+    return re.sub(r"\b(left|right)\b", lambda found: {"left": "right", "right": "left"}[found[0]], text)
 
 
 def _phrase(name, act, rng):
@@ -72,31 +109,41 @@ def _phrase(name, act, rng):
     odds = np.full(len(phrases), (1 - plain) / (len(phrases) - 1))
     odds[-1] = plain
     text = phrases[rng.choice(len(phrases), p=odds)].format(**act.words)
-    if rng.random() < 0.04:  # people confuse left and right
-        text = text.replace("left", "*").replace("right", "left").replace("*", "right")
+    if rng.random() < ERRORS["left and right confused"]:
+        text = _swapped(text)
+    if rng.random() < ERRORS["wrong count"] and any(count in text for count in _COUNTS):
+        text = re.sub("|".join(_COUNTS), str(rng.choice(_COUNTS)), text)
     return text
 
 
-def _sentence(names, acts, rng):
-    """One caption of a clip with these actions, in order; sometimes one is left out, hedged or embellished."""
+def _sentence(names, acts, rng, manner=(), whole=False):
+    """One caption of these actions, in order; sometimes one is left out, hedged, embellished or misspelt."""
     parts = [_phrase(name, act, rng) for name, act in zip(names, acts, strict=True)]
-    if len(parts) > 1 and rng.random() < 0.15:
+    if whole and len(parts) > 1 and rng.random() < ERRORS["action left out"]:
         parts.pop(int(rng.integers(len(parts))))
-    if rng.random() < 0.15:
-        k = int(rng.integers(len(parts)))
+    k = int(rng.integers(len(parts)))
+    if manner and rng.random() < 0.6:
+        parts[k] += f" {rng.choice(manner)}"
+    elif rng.random() < 0.15:
         parts[k] += str(rng.choice(_DISTRACTORS))
-    text = parts[0]
+    who = str(rng.choice(_PEOPLE))
+    they = _PRONOUNS.get(who) or str(rng.choice(("he", "she")))
+    text = f"{who} {parts[0]}"
     for part in parts[1:]:
-        text += str(rng.choice(_ORDER)) + part
-    hedge = "it looks like " if rng.random() < 0.08 else ""
-    return f"{hedge}{rng.choice(_PEOPLE)} {text}."
+        text += str(rng.choice(_AFTER)).format(they=they) + part
+    text = f"{rng.choice(_HEDGES) if rng.random() < 0.08 else ''}{text}."
+    if rng.random() < ERRORS["letter lost"]:
+        k = int(rng.integers(2, len(text) - 1))
+        text = text[:k] + text[k + 1 :]
+    return text
 
 
 # ---------------------------------------------------------------------------------------------- subjects and domains
 
 _SOURCE, _POOL, _TEST = range(3)
-_SPREAD = 4.5  # how much wider than a source subject a target subject varies from clip to clip
-_SUBJECTS = {_SOURCE: ("S", 14), _POOL: ("P", 8), _TEST: ("T", 12)}
+_SPREAD = 5.5  # how much wider than a source subject a target subject varies from clip to clip
+_FIDGET = 5.0  # largest factor on the idle movement of a target subject's arms
+_SUBJECTS = {_SOURCE: ("S", 14), _POOL: ("P", 16), _TEST: ("T", 16)}
 
 
 def _actor(domain, index, seed):
@@ -120,14 +167,14 @@ def _actor(domain, index, seed):
     return Actor(
         f"{prefix}{index + 1:02d}",
         bones,
-        tempo,
-        amplitude,
-        hunch,
-        arm,
-        sway,
-        stance,
-        toe_out,
-        guard,
+        tempo=tempo,
+        amplitude=amplitude,
+        hunch=hunch,
+        arm=arm,
+        sway=sway,
+        stance=stance,
+        toe_out=toe_out,
+        guard=guard,
         brief=domain != _SOURCE,
     )
 
@@ -145,6 +192,7 @@ def _today(actor, rng, spread):
         hunch=actor.hunch + rng.uniform(-0.03, 0.03) * spread,
         guard=actor.guard + rng.uniform(-0.1, 0.1) * spread,
         arm=tuple(arm),
+        fidget=1.0 if spread == 1 else rng.uniform(1.0, _FIDGET),
     )
 
 
@@ -157,7 +205,7 @@ def _choose(actor, rng):
     names = list(PRIMITIVES)
     odds = np.array([PRIMITIVES[name].weight for name in names])
     alone = np.array([PRIMITIVES[name].alone for name in names])
-    wanted = int(rng.choice((1, 2, 3, 4), p=(0.25, 0.35, 0.27, 0.13)))
+    wanted = int(rng.choice((1, 2, 3, 4), p=(0.3, 0.35, 0.24, 0.11)))
     chosen, used = [], 0
     for _ in range(24):  # tries, as a long act may not fit behind the others
         # the first may stand alone; actions that never do are therefore always in company
@@ -175,43 +223,83 @@ def _choose(actor, rng):
     return [chosen[k][0] for k in order], [chosen[k][1] for k in order]
 
 
-def _source_clip(index, seed, actors):
+def _source_clips(index, seed, actors):
+    """One performance and its mirror image, each a clip."""
     rng = np.random.default_rng([seed, 1, index])
+    tempo, amplitude, bend, manner = _STYLES[int(rng.choice(len(_STYLES), p=(0.6, 0.08, 0.08, 0.08, 0.08, 0.08)))]
     actor = _today(actors[int(rng.integers(len(actors)))], rng, 1.0)
+    actor = replace(
+        actor, tempo=actor.tempo * tempo, amplitude=actor.amplitude * amplitude, hunch=actor.hunch + bend
+    )
     chosen, acts = _choose(actor, rng)
     used = sum(act.frames for act in acts)
     spare = max(MIN_ROWS + 1 - used, int(min(rng.integers(4, 28), MAX_ROWS + 1 - used)))
     share = rng.dirichlet(np.r_[1.5, np.full(len(acts) - 1, 0.4), 1.5])
     gaps = np.floor(share * spare).astype(int)
-    gaps[-1] += spare - gaps.sum()
+    for k, pair in enumerate(itertools.pairwise(acts), start=1):  # often the next action begins before one is over
+        if rng.random() < 0.5:
+            gaps[k] = -int(rng.integers(lap(*pair) + 1))
+    gaps[-1] += max(spare - gaps.sum(), 0)
     joints, spans = stage(actor, acts, gaps.tolist(), rng)
     rows = len(joints) - 1
-    segments, cursor = [], 0
-    for name, (start, end) in zip(chosen, spans, strict=True):
-        if start > cursor:
-            segments.append(Segment("stand", cursor, start))
-        segments.append(Segment(name, start, min(end, rows)))
-        cursor = min(end, rows)
-    if cursor < rows:
-        segments.append(Segment("stand", cursor, rows))
+    spans = [(start, min(end, rows)) for start, end in spans]
+    segments = _segments(chosen, spans, rows)
     texts, wanted = [], int(rng.integers(2, 4))
     while len(texts) < wanted:  # every caption differs from the others of its clip
-        text = _sentence(chosen, acts, rng)
+        text = _sentence(chosen, acts, rng, manner, whole=True)
         if text not in texts:
             texts.append(text)
     captions = [Caption(text) for text in texts]
-    if len(chosen) > 1:
-        for name, act, (start, end) in zip(chosen, acts, spans, strict=True):
-            end = min(end, rows)
+    if len(acts) > 1:
+        parts = [(k, k + 1) for k in range(len(acts))]
+        if len(acts) > 2 and rng.random() < 0.5:
+            first = int(rng.integers(len(acts) - 1))
+            parts.append((first, first + 2))
+        for first, last in parts:
+            start, end = _room(spans, first, last, rows)
             if end - start >= SUBCAPTION_ROWS:
-                captions.append(Caption(_sentence([name], [act], rng), start / FPS, end / FPS))
-    return Clip.from_joints(
-        f"source_{index:05d}", joints, FPS, captions=tuple(captions), subject=actor.name, segments=tuple(segments)
-    )
+                text = _sentence(chosen[first:last], acts[first:last], rng, manner)
+                captions.append(Caption(text, start / FPS, end / FPS))
+    return [
+        Clip.from_joints(name, poses, FPS, captions=tuple(said), subject=actor.name, segments=segments)
+        for name, poses, said in (
+            (f"{index:06d}", joints, captions),
+            (f"M{index:06d}", mirror(joints), [replace(c, text=_swapped(c.text)) for c in captions]),
+        )
+    ]
+
+
+def _segments(names, spans, rows):
+    """Segments that tile the clip; where acts overlap, the middle parts them."""
+    segments, cursor = [], 0
+    for k, (name, (start, end)) in enumerate(zip(names, spans, strict=True)):
+        if k + 1 < len(spans):
+            end = min(end, (end + spans[k + 1][0]) // 2)
+        if start > cursor:
+            segments.append(Segment("stand", cursor, start))
+        segments.append(Segment(name, cursor if start < cursor else start, end))
+        cursor = end
+    if cursor < rows:
+        segments.append(Segment("stand", cursor, rows))
+    return tuple(segments)
+
+
+def _room(spans, first, last, rows):
+    """Rows of acts `first` to `last - 1`; short ones take standing around them in, until they are long enough."""
+    start, end = spans[first][0], spans[last - 1][1]
+    low = spans[first - 1][1] if first else 0
+    high = spans[last][0] if last < len(spans) else rows
+    lack = SUBCAPTION_ROWS - (end - start)
+    if lack > 0:
+        end = max(end, min(high, end + lack))
+        start = min(start, max(low, end - SUBCAPTION_ROWS))
+    return start, end
 
 
 # Slow and fast errors, metres per axis, of (knees to toes and elbows to wrists, other joints).
-_DRIFT, _JITTER = (0.032, 0.012), (0.0056, 0.0030)
+_DRIFT, _JITTER = (0.04, 0.014), (0.0050, 0.0027)
+# Error of the camera's pitch and roll, radians; share of clips with a hidden limb.
+_TILT, _HIDDEN = 0.18, 0.5
 # Factor of the fast error at rest, and what each m/s adds; frames over which an estimator smooths.
 _BLUR, _SMOOTHING = (0.55, 0.75), 1.3
 
@@ -225,7 +313,7 @@ def as_from_video(joints, rng):
     poses = len(joints)
     # estimators look at many frames at once, which takes the edge off fast moves
     joints = gaussian_filter1d(joints - joints[:, :1] * [1, 0, 1], _SMOOTHING, axis=0, mode="nearest")
-    pitch, roll = rng.normal(0, 0.09, 2)
+    pitch, roll = rng.normal(0, _TILT, 2)
     joints = joints @ turned(np.array([pitch, rng.uniform(-0.3, 0.3), roll])).T
     joints = joints * [1, 1, rng.uniform(0.8, 1.1)]
     limbs = np.zeros(22, dtype=bool)
@@ -242,7 +330,7 @@ def as_from_video(joints, rng):
     noise = drift + fast
     noise[:, 0] = 0.0
     joints = joints + noise
-    if rng.random() < 0.35:  # a hidden limb keeps its last pose for a while
+    if rng.random() < _HIDDEN:  # a hidden limb keeps its last pose for a while
         root, chain = (((1, (4, 7, 10)), (2, (5, 8, 11)), (16, (18, 20)), (17, (19, 21))))[int(rng.integers(4))]
         length = min(int(rng.integers(8, 21)), poses - 1)
         start = int(rng.integers(0, poses - length))
@@ -252,17 +340,28 @@ def as_from_video(joints, rng):
     return joints
 
 
+# What people do before and after the action they were asked for; the clip shows a little of it.
+_FILLERS = ("turn", "turn", "sidestep", "walk forward", "walk backward", "point", "raise arms", "bow", "salute", "clap")
+_FILLED, _SEEN = 0.85, (4, 15)  # share of clips with such company on either side, and its frames
+
+
 def _target_clip(domain, name, index, seed, actors, retarget):
     rng = np.random.default_rng([seed, 2 + domain, list(CLASSES).index(name), index])
     actor = _today(actors[index % len(actors)], rng, _SPREAD)
-    for _ in range(40):
+    while True:
         act = PRIMITIVES[name].act(actor, rng)
-        joints, _ = stage(actor, [act], rng.integers(1, 5, 2).tolist(), rng)
-        head, tail = np.floor(rng.uniform(0, 0.22, 2) * len(joints)).astype(int)
-        joints = joints[head : len(joints) - tail]
-        if 19 <= len(joints) <= 61:
+        if act.frames > 70:
+            continue
+        before, after = ([_filler(actor, rng)] if rng.random() < _FILLED else [] for _ in range(2))
+        acts = [*before, act, *after]
+        joints, spans = stage(actor, acts, rng.integers(0, 4, len(acts) + 1).tolist(), rng)
+        start, end = spans[len(before)]
+        head, tail = np.floor(rng.uniform(0, 0.27, 2) * (end - start)).astype(int)
+        head, tail = (-int(rng.integers(*_SEEN)) if some else cut for some, cut in ((before, head), (after, tail)))
+        joints = joints[max(start + head, 0) : end - tail]
+        if 17 <= len(joints) <= 61:
             break
-    joints = as_from_video(joints[:61], rng)
+    joints = as_from_video(joints, rng)
     if not retarget:  # estimators of bodies hold their bones constant over a clip, as in its first frame
         joints = with_bones(joints, joints[0] - joints[0, np.maximum(PARENTS, 0)])
     prefix = "pool" if domain == _POOL else "test"
@@ -278,13 +377,17 @@ def _target_clip(domain, name, index, seed, actors, retarget):
     )
 
 
+def _filler(actor, rng):
+    return PRIMITIVES[str(rng.choice(_FILLERS))].act(actor, rng)
+
+
 def make_world(source_clips=1200, pool_clips=30, test_clips=60, seed=0, *, retarget=True):
     """Make the corpus.
 
     Every clip has a random stream of its own: clip i of a set does not depend on how many clips are asked for.
 
     Args:
-        source_clips: number of captioned source clips, at least 1.
+        source_clips: number of captioned source performances, at least 1; each gives a clip and its mirror image.
         pool_clips: target clips of each class for the few-shot pool, at least 1.
         test_clips: target clips of each class for the test, by other subjects than the pool, at least 1.
         seed: non-negative whole number.
@@ -305,7 +408,7 @@ def make_world(source_clips=1200, pool_clips=30, test_clips=60, seed=0, *, retar
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{label} is {value!r}: expected a whole number of at least {least}")
     actors = {d: [_actor(d, i, seed) for i in range(count)] for d, (_, count) in _SUBJECTS.items()}
-    source = [_source_clip(i, seed, actors[_SOURCE]) for i in range(source_clips)]
+    source = [clip for i in range(source_clips) for clip in _source_clips(i, seed, actors[_SOURCE])]
     pool, test = (
         [_target_clip(d, name, i, seed, actors[d], retarget) for name in CLASSES for i in range(count)]
         for d, count in ((_POOL, pool_clips), (_TEST, test_clips))

@@ -35,8 +35,10 @@ def parameters(path):
     return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source(cell)).body}
 
 
-def test_there_are_eight_chapters_in_order():
-    assert [p.name[:2] for p in CHAPTERS] == [f"{i:02d}" for i in range(1, 9)]
+def test_chapters_are_numbered_without_a_gap_and_the_readme_lists_them():
+    assert [p.name[:2] for p in CHAPTERS] == [f"{i:02d}" for i in range(1, len(CHAPTERS) + 1)]
+    listed = re.findall(r"^\| (\d+) [a-z]", (FOLDER.parent / "README.md").read_text(), re.MULTILINE)
+    assert [int(number) for number in listed] == list(range(1, len(CHAPTERS) + 1))
 
 
 @ALL

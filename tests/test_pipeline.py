@@ -1,5 +1,7 @@
 """The whole chain on a tiny world: cached, reproducible, honest about what it reads, and clear about bad input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import load_file
 from kinemic import data, export, har, motion
 from kinemic.artefacts import Store
 from kinemic.config import Experiment
-from kinemic.pipeline import Lab
+from kinemic.pipeline import Lab, shown
 
 TINY = {
     "world": {"source_clips": 24, "pool_clips": 3, "test_clips": 2}, "mining": {"top_k": 6, "dim": 8},
@@ -39,7 +41,7 @@ def chain(lab):
 
 def test_source_and_target_are_disjoint_and_truth_covers_the_classes(lab):
     d = lab.data
-    assert len(d.classes) == len(d.captions) == len(d.truth) == 8
+    assert len(d.classes) == len(d.captions) == len(d.truth) == 10
     data.subject_disjoint(d.pool, d.test)
     assert not {c.subject for c in d.source} & {c.subject for c in d.pool + d.test}
     shown = {s.label for c in d.source for s in c.segments}
@@ -134,7 +136,7 @@ def test_the_best_epoch_is_the_maximum_over_the_test_list(lab, store):
     for seed in range(2):
         curve = []
         har.fit(
-            training.joints, training.labels, 8, updates=40, seed=seed, batch_size=h.batch, lr=h.lr, scheme=h.scheme,
+            training.joints, training.labels, 10, updates=40, seed=seed, batch_size=h.batch, lr=h.lr, scheme=h.scheme,
             weight_decay=h.weight_decay, optimizer=h.optimizer, clip_len=h.clip_len, channels=h.channels,
             depth=h.depth, augment=h.augment, balance=True, sources=training.synthetic * 1,
             callback=lambda u, c, curve=curve: u % 2 or curve.append((c.predict(clips).argmax(1) == labels).mean()),
@@ -155,6 +157,20 @@ def test_one_referee_judges_every_behaviour(lab, store):
     made = own.synthesize(own.adapt(0), 0)
     top1 = own.evaluate(own.training_set(own.shots(0)) + own.training_set(own.load_clips(made), True))["top1"]
     assert top1.shape == (1,) and made.key != lab.synthesize(lab.adapt(0), 0).key
+
+
+def test_the_referee_of_the_source_knows_its_actions_and_needs_truth(lab, folders, store):
+    found = lab.source_referee
+    names = {s.label for clip in lab.data.source for s in clip.segments} - {"stand"}
+    assert set(found.settings["classes"]) <= names and "butt kicks" not in names
+    single = [clip for clip in lab.data.source if len(set(shown(clip))) == 1]
+    assert found.predict([clip.joints for clip in single[:3]]).shape == (3, len(found.settings["classes"]))
+    # two frames of the next action at the border of a part do not count
+    clip = replace(single[0], segments=(data.Segment("punch", 0, 10), data.Segment("jog", 10, 12)))
+    assert shown(clip) == ["punch"]
+    own = Lab(experiment(source=str(folders / "source"), target=str(folders / "target")), store, progress=False)
+    with pytest.raises(ValueError, match="ground-truth segments"):
+        own.source_referee  # noqa: B018 (the property trains)
 
 
 def test_draws_differ_and_repeat(lab):

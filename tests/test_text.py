@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from kinemic._torchvision import ensure_torchvision
-from kinemic.text import ClipEncoder, MiniLMEncoder, TextCache, load_encoder
+from kinemic.text import ClipEncoder, DetailedMiniLM, MiniLMEncoder, TextCache, load_encoder
 
 TEXTS = ["a person does a side kick.", "someone kicks to the side with the left leg", "a man drinks a cup of tea",
          "a person does a side kick. " * 3]  # fmt: skip
@@ -45,6 +45,7 @@ def test_cache_encodes_each_text_once_and_survives_damage(tmp_path, minilm, monk
     again = TextCache(minilm, tmp_path)([TEXTS[1], TEXTS[2]])
     assert calls == [sorted(TEXTS[:2]), [TEXTS[2]]]
     assert np.array_equal(again[0], first[1])
+    assert np.array_equal(TextCache(minilm, tmp_path)([TEXTS[2]], "condition")[0], again[1]) and len(calls) == 2
     (file,) = tmp_path.glob("*.npz")
     file.write_bytes(file.read_bytes()[:50])
     np.testing.assert_allclose(TextCache(minilm, tmp_path)([TEXTS[0]])[0], first[0], atol=1e-4)
@@ -139,6 +140,58 @@ def test_empty_captions_are_refused(minilm, bad):
         minilm.encode(bad)
 
 
+@pytest.fixture(scope="module")
+def detailed():
+    return DetailedMiniLM()
+
+
+def test_sides_are_appended_for_conditioning_only(minilm, detailed):
+    texts = [
+        "a person kicks with the left leg.",
+        "a person kicks with the right leg.",
+        "he waves the Left hand, then turns to the right and punches with the right fist.",
+        "someone punches with the left and right hand.",
+        "she leftover brightly jumps.",
+    ]
+    made = detailed.encode(texts, "condition")
+    assert made.shape == (5, detailed.dim) and made.dtype == np.float32
+    np.testing.assert_array_equal(
+        made[:, -6:] / 5,
+        [[0, 0, 1, 1, 0, 0], [0, 0, -1, -1, 0, 0], [1, -1, 0, 0, -1, -1], [1, -1, 0, 0, 0, 0], [0] * 6],
+    )
+    np.testing.assert_array_equal(made[:, : minilm.dim], minilm.encode(texts))
+    np.testing.assert_array_equal(detailed.encode(texts), minilm.encode(texts))
+    assert detailed.fingerprint != minilm.fingerprint
+
+
+def test_one_reading_serves_retrieval_and_conditioning(detailed, tmp_path, monkeypatch):
+    calls = []
+    real = detailed.encode
+    monkeypatch.setattr(detailed, "encode", lambda texts, purpose: calls.append(purpose) or real(texts, purpose))
+    cache = TextCache(detailed, tmp_path)
+    plain, detail = cache(TEXTS), cache(TEXTS, "condition")
+    assert len(calls) == 1 and plain.shape == (4, 384) and detail.shape == (4, detailed.dim)
+    np.testing.assert_allclose(plain, real(TEXTS), atol=1e-4)
+    np.testing.assert_allclose(detail, real(TEXTS, "condition"), atol=1e-3)
+
+
+def test_where_the_purposes_differ_each_is_read(clip_file, tmp_path):
+    cache, long = TextCache(ClipEncoder(clip_file), tmp_path), " ".join(["walks"] * 40)
+    np.testing.assert_allclose(cache([long]), cache.encoder.encode([long]), atol=1e-6)
+    np.testing.assert_allclose(cache([long], "condition"), cache.encoder.encode([long], "condition"), atol=1e-6)
+
+
+def test_order_is_plain_in_the_moment_and_nearly_hidden_in_the_mean(detailed):
+    def cosine(a, b):
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    first, second = detailed.encode(["a man jumps and then waves.", "a man waves and then jumps."], "condition")
+    assert cosine(first[:384], second[:384]) > 0.95 and cosine(first[384:768], second[384:768]) < 0.6
+    # padding beside a long sentence changes nothing
+    alone, beside = (detailed.encode(["he jumps.", *more], "condition")[0] for more in ([], ["he waves " * 30]))
+    np.testing.assert_allclose(alone, beside, atol=1e-3)
+
+
 def test_unknown_encoder_is_refused():
-    with pytest.raises(ValueError, match="minilm, clip"):
+    with pytest.raises(ValueError, match=r"minilm, minilm\+detail, clip"):
         load_encoder("bert")
