@@ -365,6 +365,11 @@ def survey(folder: str | Path, names: Iterable[str]) -> Iterator[tuple[Clip | No
             else:
                 said = f"class {sample['action']} is not among the {len(classes)} of the class table"
                 problems.append(Problem(name, "label", said))
+        features, bad = _motion(folder, name)
+        problems += bad
+        if features is None and bad[0].part == "motion":
+            yield None, problems
+            continue
         captions = []
         path = folder / "texts" / f"{name}.txt"
         if path.is_file():
@@ -375,8 +380,6 @@ def survey(folder: str | Path, names: Iterable[str]) -> Iterator[tuple[Clip | No
                     problems.append(Problem(name, "captions", f"texts/{path.name}, line {row}: {error}"))
         else:
             problems.append(Problem(name, "captions", f"texts/{path.name} is missing"))
-        features, bad = _motion(folder, name)
-        problems += bad
         known = tuple(s for s in segments.get(name, ()) if features is not None and s.end <= len(features))
         yield None if features is None else Clip(name, features, tuple(captions), segments=known, **fields), problems
 
