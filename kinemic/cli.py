@@ -93,10 +93,11 @@ def _add_audit(verbs) -> None:
 
 class _Checks(argparse.Action):
     def __call__(self, parser, *_):
-        from kinemic.audit import CHECKS
+        from kinemic.audit import CHECKS, CLEAN
 
         for name, check in CHECKS.items():
             print(f"{name:10} {check.threshold:g} {check.unit}: {check.what} ({check.origin})")
+        print(f"clean data: {CLEAN}")
         parser.exit()
 
 

@@ -27,10 +27,11 @@ def made(request):
 
 
 @pytest.fixture(scope="module")
-def walker(walk):
+def walker():
     """A clean walk of 100 frames: joints, and a function that makes a clip of them."""
-    joints = walk(100, turn=0.0)
-    return joints - [0, joints[..., 1].min(), 0], lambda j, name="walk": Clip(
+    tries = (world.perform("walk forward", np.random.default_rng(seed)) for seed in range(200))
+    joints = next(j for j in tries if len(j) >= 100)[:100]
+    return joints, lambda j, name="walk": Clip(
         name, motion.encode(motion.canonicalize(j)), (Caption("a person walks."),)
     )
 
@@ -97,7 +98,6 @@ def trembles(j):
 
 def slides(j):
     standing = np.repeat(j[:1], len(j), axis=0)
-    standing[:, LEFT_ARM] = j[:, [16]] + j[:, LEFT_ARM] - j[:, [16]] - j[:, [0]] + j[:1, [0]]
     standing[:, :, 0] += np.clip(np.arange(len(j)) - 40, 0, 30)[:, None] * 0.5 / 20
     return standing
 
@@ -125,15 +125,14 @@ def test_a_planted_defect_is_found_with_its_clip_and_frames(walker, kind):
     plant, check, frames = PLANTED[kind]
     spoiled = plant(joints.copy())
     bad = replace(clip(joints), name="bad", features=spoiled) if spoiled.ndim == 2 else clip(spoiled, "bad")
-    report = audit.audit([bad, clip(joints[:60])])
+    report = audit.audit([bad, clip(joints[:60])], thresholds={"duplicate": np.inf})
     hits = found(report, check)
-    assert hits and {f.clip for f in hits} == {"bad"}, [str(f) for f in report.findings]
+    assert hits and {f.clip for f in report.findings} == {"bad"}, [str(f) for f in report.findings]
     if frames:
         assert abs(hits[0].frames[0] - frames[0]) <= 2 and abs(hits[0].frames[1] - frames[1]) <= 4, hits
     # what a defect brings along may be reported too, but a break in the recording is one finding and not three
     if check in ("missing", "jump", "root-jump", "swap", "facing"):
         assert {f.check for f in found(report) if f.clip == "bad"} - {"frozen"} == {check}
-    assert not [f for f in report.findings if f.clip != "bad" and f.check != "duplicate"]
 
 
 def test_a_threshold_is_the_largest_value_that_is_accepted(walker):
@@ -192,7 +191,8 @@ def test_captions_that_lack_leave_the_clip_or_name_the_other_side(made):
         replace(waving, name="late", captions=(Caption("a person waves.", 0.0, len(waving) / 20 + 3),)),
     ]
     report = audit.audit(clips, thresholds={"duplicate": np.inf})
-    assert [(f.check, f.clip) for f in report.findings] == [("caption", "none"), ("caption", "late"), ("side", "swapped")]
+    expected = [("caption", "none"), ("caption", "late"), ("side", "swapped")]
+    assert [(f.check, f.clip) for f in report.findings] == expected
 
 
 def test_who_stands_on_a_leg_need_not_move_it():
@@ -269,7 +269,7 @@ def test_real_recordings_have_the_known_repetitions_and_hardly_anything_else(sha
         rows = list(csv.DictReader(stream))
         joints = np.cumsum(pack["delta"], axis=1, dtype=np.int16).T.reshape(-1, 22, 3).astype(np.float64)
         joints[..., [0, 2]] += np.cumsum(pack["root_delta"], axis=1, dtype=np.int32).T[:, None]
-    chosen = [r for r in rows if r["content"].startswith("walk-turn") and r["style"] == "normal" and r["dataset"] == "2"]
+    chosen = [r for r in rows if r["name"].startswith("dataset-2_walk-turn") and r["style"] == "normal"]
     clips = [
         Clip.from_joints(r["name"], joints[int(r["start"]) : int(r["start"]) + int(r["frames"])] * 1e-4, 30,
                          captions=(Caption("a person turns."),), action=r["content"], subject=r["subject_group"])
