@@ -330,7 +330,7 @@ def _look(clip, find, limits):
     if frames > 1:
         swapped = _swaps(joints, local, values, find, limits, broken)
         broken |= swapped
-        _frozen(joints, values, find, limits, fallen)
+        _frozen(joints, values, find, fallen)
         _jumps(joints, values, find, limits, broken)
     _facing(joints, find, ~fallen)
     _bones(joints[~fallen], values, find)
@@ -375,7 +375,7 @@ def _swaps(joints, local, values, find, limits, broken):
     return mask
 
 
-def _frozen(joints, values, find, limits, fallen):
+def _frozen(joints, values, find, fallen):
     """Stretches in which the body, or a limb seen from its root while the body moves, keeps its place exactly."""
     step = np.linalg.norm(np.diff(joints, axis=0), axis=-1)
     body = step.max(axis=1) < _STILL
