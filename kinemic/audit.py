@@ -267,6 +267,7 @@ def _audit(stream, splits, limits) -> Report:
     rows: dict[str, dict[str, Any]] = {}
     said: dict[str, list[str]] = {}
     spectra, copies = [], _Copies()
+    search = limits["duplicate"] < 1
     gone: list[str] = []
     for clip, problems in stream:
         for problem in problems:
@@ -284,7 +285,8 @@ def _audit(stream, splits, limits) -> Report:
         rows[clip.name] = {"class": clip.action, "subject": clip.subject, "setup": clip.setup, **values}
         spectra += [] if spectrum is None else [spectrum]
         said[clip.name] = [caption.text for caption in clip.captions]
-        copies.add(clip.name, clip.joints, good)
+        if search:
+            copies.add(clip.name, clip.joints, good)
         _captions(clip, any(p.part == "captions" for p in problems), partial(find, clip=clip.name))
     if gone:  # one line for what may be thousands: split lists travel without their clips
         more = f", nor of {len(gone) - 1} more" if len(gone) > 1 else ""
