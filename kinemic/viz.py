@@ -534,18 +534,12 @@ def distributions(table, value: str, by: str, log=False, ax=None, title=None):
         raise ValueError(f"column {value!r} has no numbers to draw")
     names = list(dict.fromkeys(table[by]))
     ax = _axes(ax, 7, 0.8 + 0.32 * len(names))
-    groups = [table.loc[table[by] == name, value].to_numpy(dtype=np.float64) for name in names]
-    ink, faint = {"color": _INK, "linewidth": 1.1}, {"marker": "o", "markersize": 3, "alpha": 0.5}
-    ax.boxplot(
-        groups, orientation="horizontal", widths=0.6, patch_artist=True, whiskerprops=ink, capprops=ink,
-        medianprops={"color": "#bc0100", "linewidth": 2}, boxprops=ink | {"facecolor": "#d9e4ec"},
-        flierprops=faint | {"markerfacecolor": _INK, "markeredgewidth": 0},
+    sns.boxplot(
+        table, x=value, y=by, order=names, ax=ax, width=0.6, color="#d9e4ec", linecolor=_INK, fliersize=3,
+        log_scale=log or None, medianprops={"color": "#bc0100", "linewidth": 2}, orient="h",
     )  # fmt: skip
-    ax.set_yticks(range(1, len(names) + 1), [textwrap.fill(str(name), 30) for name in names])
-    ax.invert_yaxis()
-    ax.set_xlabel(value)
-    if log:
-        ax.set_xscale("log")
+    ax.set_yticks(range(len(names)), [textwrap.fill(str(name), 30) for name in names])
+    ax.set(xlabel=value, ylabel="")
     return _finish(ax, title)
 
 
