@@ -25,6 +25,7 @@ from itertools import cycle
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.cbook import boxplot_stats
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Circle
 
@@ -534,10 +535,15 @@ def distributions(table, value: str, by: str, log=False, ax=None, title=None):
         raise ValueError(f"column {value!r} has no numbers to draw")
     names = list(dict.fromkeys(table[by]))
     ax = _axes(ax, 7, 0.8 + 0.32 * len(names))
-    sns.boxplot(
-        table, x=value, y=by, order=names, ax=ax, width=0.6, color="#d9e4ec", linecolor=_INK, fliersize=3,
-        log_scale=log or None, medianprops={"color": "#bc0100", "linewidth": 2}, orient="h",
-    )  # fmt: skip
+    stats = boxplot_stats([table.loc[table[by] == name, value].to_numpy(dtype=np.float64) for name in names])
+    for row, box in enumerate(stats):
+        ax.hlines([row, row], [box["whislo"], box["q3"]], [box["q1"], box["whishi"]], color=_INK, linewidth=1.1)
+        ax.barh(row, box["q3"] - box["q1"], left=box["q1"], height=0.6, color="#d9e4ec", edgecolor=_INK)
+        ax.vlines(box["med"], row - 0.3, row + 0.3, color="#bc0100", linewidth=2)
+        ax.plot(box["fliers"], np.full(len(box["fliers"]), row), "o", color=_INK, markersize=3, alpha=0.5)
+    ax.invert_yaxis()
+    if log:
+        ax.set_xscale("log")
     ax.set_yticks(range(len(names)), [textwrap.fill(str(name), 30) for name in names])
     ax.set(xlabel=value, ylabel="")
     return _finish(ax, title)

@@ -268,7 +268,8 @@ def test_distributions_have_a_box_per_group_in_order_and_leave_out_what_is_missi
     (ax,) = viz.distributions(table, "jerk (m/s^3)", "side", log=True).axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["b", "a"]
     assert ax.get_xscale() == "log" and ax.get_xlabel() == "jerk (m/s^3)"
-    medians = [line.get_xdata()[0] for line in ax.lines if line.get_color() == "#bc0100"]
+    lines = [c for c in ax.collections if isinstance(c, LineCollection) and same_color(c.get_color()[0], "#bc0100")]
+    medians = [line.get_segments()[0][0, 0] for line in lines]
     np.testing.assert_allclose(medians, [2.0, 10.0])
     with pytest.raises(ValueError, match="no column speed"):
         viz.distributions(table, "speed", "side")
