@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import kinemic
 
@@ -183,6 +184,89 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+AUDIT = """\
+A folder has the layout of HumanML3D (train.txt, new_joint_vecs, texts, perhaps labels.csv) or of NTU-VIBE (splits).
+It is read whatever is wrong with its files; what cannot be read is a finding like any other.
+
+  kinemic audit PATH/HumanML3D                                    # all lists of the folder
+  kinemic audit PATH/NTU-VIBE --split official-xsub               # clips on the sides their names give them
+  kinemic audit PATH/mine --threshold jitter=0.3 --threshold skating=inf --json report.json --figures pictures
+
+A threshold is the largest value that is accepted; inf turns a check off. --checks lists them all.
+
+exit code: 0 nothing found, 1 a threshold is crossed, 2 the folder could not be audited
+"""
+
+
+def _add_audit(verbs) -> None:
+    parser = verbs.add_parser(
+        "audit",
+        help="say what is wrong with a folder of motions",
+        description="Check a folder of motions: files, captions, defects of the motion, duplicates, splits.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=AUDIT,
+    )
+    parser.add_argument("folder", help="folder in the layout of HumanML3D or NTU-VIBE")
+    parser.add_argument(
+        "--split", action="append", metavar="NAME",
+        help="list to read, more than once for several; official-xsub and official-xset go by names; default all lists",
+    )  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="write the whole report there")
+    parser.add_argument("--figures", metavar="FOLDER", help="write pictures of lengths, speeds and spectrum there")
+    parser.add_argument(
+        "--threshold", action="append", default=[], type=_threshold, metavar="NAME=VALUE",
+        help="accept other values than the default; more than once for several, see below",
+    )  # fmt: skip
+    parser.add_argument("--checks", action=_Checks, nargs=0, help="list checks, thresholds and their origin, and stop")
+    parser.set_defaults(run=_audit)
+
+
+class _Checks(argparse.Action):
+    def __call__(self, parser, *_):
+        from kinemic.audit import CHECKS, CLEAN
+
+        for name, check in CHECKS.items():
+            print(f"{name:10} {check.threshold:g} {check.unit}: {check.what} ({check.origin})")
+        print(f"clean data: {CLEAN}")
+        parser.exit()
+
+
+def _threshold(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        return name, float(value if equals else "nothing")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE with a number, found {text!r}") from None
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from kinemic import audit
+    from kinemic.artefacts import write_json
+
+    report = audit.audit_folder(args.folder, args.split, dict(args.threshold))
+    # a report that is asked for is written before anything else can fail
+    if args.json:
+        write_json(Path(args.json), report.record())
+    table = report.table()
+    found = table[table["findings"] > 0]
+    print(f"{len(report.clips)} clips, {report.clips['frames'].sum() / 20 / 60:.1f} minutes")
+    for name, row in found.iterrows():
+        what = f"{audit.CHECKS[name].what} (above {row['threshold']:g} {row['unit']})"
+        print(f"\n{name}, {row['findings']:.0f} findings: {what}")
+        members = [f for f in report.findings if f.check == name]
+        for finding in members[:5]:
+            print(f"  {finding}")
+        if len(members) > 5:
+            print(f"  and {len(members) - 5} more{'' if args.json else ' (all of them with --json)'}")
+    print(f"\n{len(report.findings) or 'no'} findings, {len(found)} of {len(table)} checks")
+    if args.figures and len(report.clips):
+        folder = Path(args.figures)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in report.figures().items():
+            figure.savefig(folder / f"{name}.png", dpi=150)
+    return int(not report.clean)
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
@@ -225,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kinemic", description=kinemic.__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"kinemic {kinemic.__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs, each with its own --help")
-    for add in (_add_import, _add_export, _add_sweep):
+    for add in (_add_import, _add_export, _add_audit, _add_sweep):
         add(verbs)
     args = parser.parse_args(argv)
     try:

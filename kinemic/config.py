@@ -44,7 +44,8 @@ class WorldSettings(Section):
 class DataSettings(Section):
     """How folders are read."""
 
-    split: str = "fewshot/S0000/xsub/train"  # list of an NTU-VIBE folder that holds the shots
+    # list of an NTU-VIBE folder that holds the shots; or official-xsub, official-xset: pool and test by sample names
+    split: str = "fewshot/S0000/xsub/train"
     min_frames: Count = 40
     max_frames: Count = 200
     retarget: bool = True  # clips estimated from video get the reference bones; False keeps each performer's own

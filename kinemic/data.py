@@ -16,7 +16,7 @@ import re
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +29,10 @@ from kinemic import motion
 
 # fmt: off
 __all__ = [
-    "NTU_NAME", "XSUB_TRAIN", "Batch", "Caption", "Clip", "Segment", "collate", "crop_to_unit", "entries", "few_shot",
-    "ntu_classes", "official_split", "read_captions", "read_clips", "read_humanml3d", "read_labels", "read_ntu_vibe",
-    "subject_disjoint", "write_clip", "write_humanml3d", "write_tables",
+    "NTU_NAME", "OFFICIAL", "XSUB_TRAIN", "Batch", "Caption", "Clip", "Problem", "Segment", "collate", "crop_to_unit",
+    "entries", "few_shot", "lists", "ntu_classes", "official_side", "official_split", "read_captions", "read_clips",
+    "read_humanml3d", "read_labels", "read_ntu_vibe", "sample_of", "subject_disjoint", "survey", "write_clip",
+    "write_humanml3d", "write_tables",
 ]
 
 # performers on the training side of the NTU RGB+D 120 cross-subject protocol
@@ -40,6 +41,8 @@ XSUB_TRAIN = frozenset((
     55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84, 85, 86, 89, 91, 92, 93, 94, 95, 97, 98, 100, 103,
 ))
 # fmt: on
+
+OFFICIAL = {"official-xsub": "xsub", "official-xset": "xset"}  # names of splits that no file lists -> protocol
 
 # set-up, camera, performer, replication and action of an NTU RGB+D sample
 NTU_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
@@ -169,6 +172,9 @@ def read_humanml3d(folder: str | Path, split: str = "train") -> list[Clip]:
     `caption#tokens#from#to`, seconds, nan for 0). Labels and ground truth come from `labels.csv` and `segments.json`
     where `write_humanml3d` has put them. Joints are decoded from the features when they are asked for.
 
+    `split` may also be `official-xsub/train`, `official-xsub/test`, `official-xset/train` or `official-xset/test`: the
+    clips of all lists of the folder that stand on that side by their subject or set-up (see `official_split`).
+
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file that cannot be read, wrong shape, values that are not finite, a broken or double line.
@@ -176,8 +182,16 @@ def read_humanml3d(folder: str | Path, split: str = "train") -> list[Clip]:
     Source: HumanML3D. Tokens are not read: the method does not use them.
     """
     folder = _folder(folder)
-    names = _lines(folder / f"{split}.txt", "one clip id per line")
-    _unique(names, folder / f"{split}.txt")
+    official = _official(split)
+    if official:
+        protocol, test = official
+        labels = read_labels(folder / "labels.csv")
+        names = list(dict.fromkeys(name for listed in lists(folder).values() for name in listed))
+        names = [name for name in names if _side(name, labels.get(name, {}), protocol) is test]
+        _some(names, folder, split)
+    else:
+        names = _lines(folder / f"{split}.txt", "one clip id per line")
+        _unique(names, folder / f"{split}.txt")
     return read_clips(folder, names)
 
 
@@ -273,6 +287,9 @@ def read_ntu_vibe(folder: str | Path, split: str = "fewshot/S0000/xsub/train") -
     `ntu_classes.txt` or `ntu_metadata.json`. `action` is the short class name, `subject` such as "P043", `setup` such
     as "S031".
 
+    `split` may also be `official-xsub/train`, `official-xsub/test`, `official-xset/train` or `official-xset/test`: the
+    clips in `new_joint_vecs` that their names put on that side, whatever the released lists say (`official_split`).
+
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a name or label that does not fit the format or the class table, or a file that cannot be read.
@@ -281,9 +298,17 @@ def read_ntu_vibe(folder: str | Path, split: str = "fewshot/S0000/xsub/train") -
     the set-up S in its place.
     """
     folder = _folder(folder)
-    listing = folder / "splits" / f"{split}.txt"
-    names = _lines(listing, "one clip name per line")
-    _unique(names, listing)
+    official = _official(split)
+    if official:
+        protocol, test = official
+        listing = folder / "new_joint_vecs"
+        names = sorted(path.stem for path in listing.glob("*.npy") if NTU_NAME.fullmatch(path.stem))
+        names = [name for name in names if _side(name, {}, protocol) is test]
+        _some(names, folder, split)
+    else:
+        listing = folder / "splits" / f"{split}.txt"
+        names = _lines(listing, "one clip name per line")
+        _unique(names, listing)
     labels_file = listing.with_name(f"{listing.stem}_y.txt")
     labels = _lines(labels_file, "one label per line") if labels_file.is_file() else [None] * len(names)
     if len(labels) != len(names):
@@ -303,6 +328,107 @@ def read_ntu_vibe(folder: str | Path, split: str = "fewshot/S0000/xsub/train") -
             raise ValueError(f"{labels_file}, line {row}: label is {label!r}, expected {action} (0-based) for {name}")
         clips.append(_clip(folder, name, action=classes[action], subject=f"P{match[3]}", setup=f"S{match[1]}"))
     return clips
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a file of a clip: `part` is "motion", "frames", "captions" or "label"."""
+
+    clip: str
+    part: str
+    said: str
+    frames: tuple[int, int] | None = None
+
+
+def lists(folder: str | Path) -> dict[str, list[str]]:
+    """All lists of clip names of a folder: `<split>.txt` in it, or below `splits` where there is such a folder.
+
+    Returns:
+        Name of the list, such as "train" or "fewshot/S0000/xsub/val" -> names as listed. Label lists (`_y.txt`) and
+        text files that hold anything but one word a line are left out.
+
+    Raises:
+        FileNotFoundError, ValueError: no folder, or no list in it.
+    """
+    folder = _folder(folder)
+    below = folder / "splits"
+    root, paths = (below, below.rglob("*.txt")) if below.is_dir() else (folder, folder.glob("*.txt"))
+    found = {}
+    for path in sorted(paths):
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        names = [line.strip() for line in lines if line.strip()]
+        if names and not path.stem.endswith("_y") and all(re.fullmatch(r"[^\s/\\.][^\s/\\]*", n) for n in names):
+            found[path.relative_to(root).with_suffix("").as_posix()] = names
+    if not found:
+        raise ValueError(f"{root} has no list of clips, expected files such as train.txt with one clip name per line")
+    return found
+
+
+def survey(folder: str | Path, names: Iterable[str]) -> Iterator[tuple[Clip | None, list[Problem]]]:
+    """Clips of a HumanML3D or NTU-VIBE folder one by one, for whoever wants to hear of every fault and not only one.
+
+    The readers stop at the first fault; this goes on. What cannot be read is a `Problem`: a clip without usable motion
+    comes as None, a broken caption line is left out of its clip.
+
+    Args:
+        folder: as for `read_humanml3d` or `read_ntu_vibe`.
+        names: of clips; labels come from `labels.csv`, or from names `SsssCcccPpppRrrrAaaa` and the table of classes.
+
+    Raises:
+        ValueError: labels or classes of the folder that cannot be read at all.
+    """
+    folder = _folder(folder)
+    labels, segments = read_labels(folder / "labels.csv"), _read_segments(folder / "segments.json")
+    named = any((folder / table).is_file() for table in ("ntu_classes.txt", "ntu_metadata.json"))
+    classes = ntu_classes(folder) if named else []
+    for name in names:
+        problems: list[Problem] = []
+        fields = labels.get(name, {})
+        sample = sample_of(name)
+        if sample and classes and not fields:
+            number = int(sample["action"][1:]) - 1
+            fields = {"subject": sample["subject"], "setup": sample["setup"]}
+            if 0 <= number < len(classes):
+                fields["action"] = classes[number]
+            else:
+                said = f"class {sample['action']} is not among the {len(classes)} of the class table"
+                problems.append(Problem(name, "label", said))
+        features, bad = _motion(folder, name)
+        problems += bad
+        if features is None and bad[0].part == "motion":
+            yield None, problems
+            continue
+        captions = []
+        path = folder / "texts" / f"{name}.txt"
+        if path.is_file():
+            for row, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+                try:
+                    captions += [_caption(line)] if line.strip() else []
+                except ValueError as error:
+                    problems.append(Problem(name, "captions", f"texts/{path.name}, line {row}: {error}"))
+        else:
+            problems.append(Problem(name, "captions", f"texts/{path.name} is missing"))
+        known = tuple(s for s in segments.get(name, ()) if features is not None and s.end <= len(features))
+        yield None if features is None else Clip(name, features, tuple(captions), segments=known, **fields), problems
+
+
+def _motion(folder, name):
+    """Features of a clip or None, and what is wrong with them."""
+    where = f"new_joint_vecs/{name}.npy"
+    try:
+        features = np.load(folder / where, allow_pickle=False)
+        if features.ndim != 2 or features.shape[1] != motion.NUM_FEATURES or not len(features):
+            raise ValueError(f"shape {features.shape}, expected (frames >= 1, {motion.NUM_FEATURES})")
+        finite = np.isfinite(features.astype(np.float32)).all(axis=1)
+    except FileNotFoundError:
+        return None, [Problem(name, "motion", f"{where} is missing")]
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        return None, [Problem(name, "motion", f"{where} cannot be read ({str(error).splitlines()[0]})")]
+    if finite.all():
+        return features, []
+    rows = np.flatnonzero(~finite)
+    said = f"{len(rows)} of {len(finite)} frames are not finite; no other check of this clip"
+    return None, [Problem(name, "frames", said, (int(rows[0]), int(rows[-1]) + 1))]
 
 
 def entries(clips: Iterable[Clip], min_frames: int = 40, max_frames: int = 200) -> list[Clip]:
@@ -372,18 +498,37 @@ def official_split(clips: Sequence[Clip], protocol: str = "xsub") -> tuple[list[
     Source: Liu et al., NTU RGB+D 120 (TPAMI 2020). The lists released with the reference implementation are by set-up
     for both protocols, so 23 performers occur on both sides there.
     """
-    if protocol not in ("xsub", "xset"):
+    if protocol not in OFFICIAL.values():
         raise ValueError(f"protocol is {protocol!r}, expected 'xsub' or 'xset'")
-    field, letter = ("subject", "P") if protocol == "xsub" else ("setup", "S")
     sides: tuple[list[Clip], list[Clip]] = ([], [])
     for clip in clips:
-        value = getattr(clip, field)
-        if not value or not re.fullmatch(letter + r"\d{3}", value):
-            raise ValueError(f"clip {clip.name}: {field} is {value!r}, expected the form {letter}001 for {protocol}")
-        number = int(value[1:])
-        train = number in XSUB_TRAIN if protocol == "xsub" else number % 2 == 0
-        sides[not train].append(clip)
+        sides[_side(clip.name, {"subject": clip.subject, "setup": clip.setup}, protocol)].append(clip)
     return sides
+
+
+def sample_of(name: str) -> dict[str, str] | None:
+    """What an NTU RGB+D sample name says: setup ("S001"), camera, subject ("P001"), replication, action ("A001").
+
+    None where the name is not of the form `SsssCcccPpppRrrrAaaa`; the `M` of a mirrored copy is passed over.
+    """
+    match = NTU_NAME.fullmatch(name.removeprefix("M"))
+    fields = ("setup", "camera", "subject", "replication", "action")
+    return {k: f"{letter}{v}" for k, letter, v in zip(fields, "SCPRA", match.groups(), strict=True)} if match else None
+
+
+def official_side(name: str, protocol: str) -> str:
+    """Side of an NTU RGB+D sample, by its name alone: "train" or "test".
+
+    Raises:
+        ValueError: unknown protocol, or a name that is not of the form `SsssCcccPpppRrrrAaaa`.
+
+    Source: as `official_split`.
+    """
+    if protocol not in OFFICIAL.values():
+        raise ValueError(f"protocol is {protocol!r}, expected 'xsub' or 'xset'")
+    if sample_of(name) is None:
+        raise ValueError(f"name is {name!r}, expected the form S001C001P001R001A001")
+    return ("train", "test")[_side(name, {}, protocol)]
 
 
 def few_shot(
@@ -504,6 +649,31 @@ def collate(
     return Batch(x, lengths, mask, action, list(captions))
 
 
+def _official(split):
+    """Protocol, and whether the test side is wanted, of a split such as `official-xsub/test`; None for other names."""
+    name, _, side = split.partition("/")
+    if name not in OFFICIAL:
+        return None
+    if side not in ("train", "test"):
+        raise ValueError(f"split is {split!r}, expected {name}/train or {name}/test")
+    return OFFICIAL[name], side == "test"
+
+
+def _side(name, labels, protocol):
+    """True for the test side of a protocol: by the labels where they say it, else by the name."""
+    field, letter = ("subject", "P") if protocol == "xsub" else ("setup", "S")
+    value = labels.get(field) or (sample_of(name) or {}).get(field)
+    if not value or not re.fullmatch(letter + r"\d{3}", value):
+        raise ValueError(f"clip {name}: {field} is {value!r}, expected the form {letter}001 for {protocol}")
+    number = int(value[1:])
+    return number not in XSUB_TRAIN if protocol == "xsub" else number % 2 == 1
+
+
+def _some(names, folder, split):
+    if not names:
+        raise ValueError(f"{folder} has no clip on the side {split}; take a released list, or add clips")
+
+
 def _folder(path):
     path = Path(path)
     if not path.is_dir():
@@ -561,16 +731,22 @@ def read_captions(path: Path) -> tuple[Caption, ...]:
     for row, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        fields = line.strip().split("#")
         try:
-            if len(fields) != 4:
-                raise ValueError(f"found {len(fields)} fields")
-            start, end = (0.0 if np.isnan(float(value)) else float(value) for value in fields[2:])
-            captions.append(Caption(fields[0], start, end))
+            captions.append(_caption(line))
         except ValueError as error:
-            expected = "expected caption#tokens#from#to with times in seconds"
-            raise ValueError(f"{path}, line {row}: {error}; {expected}; mend the line") from error
+            raise ValueError(f"{path}, line {row}: {error}; mend the line") from error
     return tuple(captions)
+
+
+def _caption(line):
+    fields = line.strip().split("#")
+    try:
+        if len(fields) != 4:
+            raise ValueError(f"found {len(fields)} fields")
+        start, end = (0.0 if np.isnan(float(value)) else float(value) for value in fields[2:])
+        return Caption(fields[0], start, end)
+    except ValueError as error:
+        raise ValueError(f"{error}; expected caption#tokens#from#to with times in seconds") from error
 
 
 def read_labels(path: Path) -> dict[str, dict[str, str | None]]:

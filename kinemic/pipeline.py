@@ -23,7 +23,16 @@ from kinemic import checkpoints, har, metrics, motion, train
 from kinemic import world as embedded
 from kinemic.artefacts import ROOT, Artefact, Missing, Store, code_of
 from kinemic.config import AdaptSettings, Experiment, HarSettings
-from kinemic.data import Clip, entries, few_shot, read_humanml3d, read_ntu_vibe, subject_disjoint, write_humanml3d
+from kinemic.data import (
+    OFFICIAL,
+    Clip,
+    entries,
+    few_shot,
+    read_humanml3d,
+    read_ntu_vibe,
+    subject_disjoint,
+    write_humanml3d,
+)
 from kinemic.denoiser import Denoiser
 from kinemic.diffusion import Diffusion
 from kinemic.launch import Team, several
@@ -245,12 +254,18 @@ class Lab:
         else:
             target = _folder_artefact(Path(cfg.target))
             if (target.folder / "ntu_classes.txt").is_file():
-                pool, test = read_ntu_vibe(target.folder, cfg.data.split), []
+                pool, test = self._sides(read_ntu_vibe, target.folder) or (
+                    read_ntu_vibe(target.folder, cfg.data.split),
+                    [],
+                )
                 if cfg.data.retarget:
-                    pool = [replace(c, features=self._on_reference_bones(c)) for c in pool]
+                    pool, test = ([replace(c, features=self._on_reference_bones(c)) for c in s] for s in (pool, test))
             else:
-                pool, test = (read_humanml3d(target.folder, split) for split in ("pool", "test"))
-        if test:
+                pool, test = self._sides(read_humanml3d, target.folder) or (
+                    read_humanml3d(target.folder, split) for split in ("pool", "test")
+                )
+        # the cross-setup protocol promises other set-ups, and has people on both sides by design
+        if test and cfg.data.split != "official-xset":
             subject_disjoint(pool, test)
         source = [c for c in entries(source, cfg.data.min_frames, cfg.data.max_frames) if c.captions]
         classes = tuple(sorted({c.action for c in pool}))
@@ -262,6 +277,15 @@ class Lab:
                 )
             captions.setdefault(clip.action, clip.captions[0].text)
         return Dataset(source, pool, test, classes, captions, truth, normalizer, (origin, target))
+
+    def _sides(self, read: Callable, folder: Path) -> tuple[list[Clip], list[Clip]] | None:
+        """Pool and test by an official protocol of NTU RGB+D; None where the settings name a list of the folder."""
+        split = self.cfg.data.split
+        if split not in OFFICIAL:
+            return None
+        pool, test = (read(folder, f"{split}/{side}") for side in ("train", "test"))
+        classes = {clip.action for clip in pool}
+        return pool, [clip for clip in test if clip.action in classes]
 
     @staticmethod
     def _on_reference_bones(clip: Clip) -> np.ndarray:

@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cbook import boxplot_stats
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
@@ -34,8 +35,8 @@ from .motion import BONES, FPS, JOINT_NAMES, NUM_JOINTS
 
 # fmt: off
 __all__ = [
-    "METHOD_COLORS", "Viewer", "attention", "confusion", "curves", "embedding_scatter", "frames", "intervals", "show",
-    "similarity", "strip", "strips", "use_style", "viewer", "viewer_data",
+    "METHOD_COLORS", "Viewer", "attention", "confusion", "curves", "distributions", "embedding_scatter", "frames",
+    "intervals", "show", "similarity", "strip", "strips", "use_style", "viewer", "viewer_data",
 ]
 # fmt: on
 
@@ -560,6 +561,45 @@ def embedding_scatter(points, labels: Sequence[str], ax=None, title=None):
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_color("#d5d8dc")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", ncols=1 + len(names) // 16)
+    return _finish(ax, title)
+
+
+def distributions(table, value: str, by: str, log=False, ax=None, title=None):
+    """A box per group with its single items: median, middle half, whiskers to 1.5 times that range, items beyond.
+
+    Args:
+        table: data frame with one row per item.
+        value: column of numbers, with its unit; rows where it is missing are left out.
+        by: column of group names, drawn from top to bottom in order of first appearance.
+        log: logarithmic values.
+        ax: axes to draw on, or None for a new figure.
+        title: text above, or None.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ValueError: a column is missing, or no number is left.
+    """
+    missing = {value, by} - set(table)
+    if missing:
+        raise ValueError(f"table has no column {', '.join(sorted(missing))}, it has {', '.join(map(str, table))}")
+    table = table[[value, by]].dropna()
+    if table.empty:
+        raise ValueError(f"column {value!r} has no numbers to draw")
+    names = list(dict.fromkeys(table[by]))
+    ax = _axes(ax, 7, 0.8 + 0.32 * len(names))
+    stats = boxplot_stats([table.loc[table[by] == name, value].to_numpy(dtype=np.float64) for name in names])
+    for row, box in enumerate(stats):
+        ax.hlines([row, row], [box["whislo"], box["q3"]], [box["q1"], box["whishi"]], color=_INK, linewidth=1.1)
+        ax.barh(row, box["q3"] - box["q1"], left=box["q1"], height=0.6, color="#d9e4ec", edgecolor=_INK)
+        ax.vlines(box["med"], row - 0.3, row + 0.3, color="#bc0100", linewidth=2)
+        ax.plot(box["fliers"], np.full(len(box["fliers"]), row), "o", color=_INK, markersize=3, alpha=0.5)
+    ax.invert_yaxis()
+    if log:
+        ax.set_xscale("log")
+    ax.set_yticks(range(len(names)), [textwrap.fill(str(name), 30) for name in names])
+    ax.set(xlabel=value, ylabel="")
     return _finish(ax, title)
 
 

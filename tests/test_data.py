@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -374,6 +375,36 @@ def test_the_released_shots_follow_the_documented_rule(shared_data):
             n for label in ("A099", "A102", "A104") for n in rng.sample([m for m in members if m.endswith(label)], 10)
         ]
         assert sorted(drawn) == sorted(listed(shared_data, f"fewshot/S0000/{protocol}/train.txt"))
+
+
+def test_official_sides_are_chosen_by_name_in_both_readers(tmp_path):
+    people = {"S001C001P001R001A001": "train", "S002C001P003R001A002": "test"}  # performer 1 trains, 3 tests
+    root = ntu_folder(tmp_path / "ntu", tuple(people), ("0", "1"))
+    for name, side in people.items():
+        assert data.official_side(name, "xsub") == side != data.official_side(name, "xset")
+        assert names(data.read_ntu_vibe(root, f"official-xsub/{side}")) == [name]
+        assert names(data.read_ntu_vibe(root, f"official-xset/{side}")) != [name]
+    clips = [replace(clip(n), subject=n[8:12], setup=n[:4], name=f"clip_{k}") for k, n in enumerate(people)]
+    data.write_humanml3d(tmp_path / "own", {"pool": clips[:1], "test": clips})
+    assert names(data.read_humanml3d(tmp_path / "own", "official-xsub/test")) == ["clip_1"]
+    assert names(data.read_humanml3d(tmp_path / "own", "official-xset/train")) == ["clip_1"]
+    with pytest.raises(ValueError, match="expected official-xsub/train or official-xsub/test"):
+        data.read_ntu_vibe(root, "official-xsub/val")
+    (root / "new_joint_vecs" / "S002C001P003R001A002.npy").unlink()
+    with pytest.raises(ValueError, match="no clip on the side official-xsub/test"):
+        data.read_ntu_vibe(root, "official-xsub/test")
+
+
+def test_a_survey_goes_on_where_a_reader_stops(tmp_path):
+    root = ntu_folder(tmp_path / "ntu", ("S001C001P003R001A002", "S001C001P003R001A009", "S001C001P003R001A001"))
+    (root / "texts" / "S001C001P003R001A002.txt").write_text("walks\na person walks.#a/X#0.0#0.0\n")
+    np.save(root / "new_joint_vecs" / "S001C001P003R001A001.npy", np.full((4, 263), np.nan))
+    assert data.lists(root) == {"few/train": [f"S001C001P003R001A{k:03d}" for k in (2, 9, 1)]}
+    found = list(data.survey(root, [*data.lists(root)["few/train"], "gone"]))
+    assert [c and (c.action, c.subject, len(c.captions)) for c, _ in found] == [
+        ("stand", "P003", 1), (None, "P003", 1), None, None]  # fmt: skip
+    assert [(p.part, p.frames) for _, problems in found for p in problems] == [
+        ("captions", None), ("label", None), ("frames", (0, 4)), ("motion", None)]  # fmt: skip
 
 
 def test_official_split_needs_subjects_and_a_known_protocol():

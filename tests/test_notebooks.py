@@ -35,8 +35,8 @@ def parameters(path):
     return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source(cell)).body}
 
 
-def test_there_are_eight_chapters_in_order():
-    assert [p.name[:2] for p in CHAPTERS] == [f"{i:02d}" for i in range(1, 9)]
+def test_there_are_nine_chapters_in_order():
+    assert [p.name[:2] for p in CHAPTERS] == [f"{i:02d}" for i in range(1, 10)]
 
 
 @ALL

@@ -203,6 +203,14 @@ def test_the_chain_runs_on_folders_as_on_the_embedded_world(folders, store, lab)
         own.relevance()
 
 
+def test_the_official_protocols_are_chosen_by_name(shared_data, store):
+    for split, disjoint in (("official-xsub", "subject"), ("official-xset", "setup")):
+        settings = {**TINY, "data": {"split": split}}
+        d = Lab(experiment(target=str(shared_data / "ntu-vibe-fewshot"), settings=settings), store, progress=False).data
+        assert d.pool and d.test and len(d.pool) + len(d.test) == 30 and len(d.classes) == 3
+        assert not {getattr(c, disjoint) for c in d.pool} & {getattr(c, disjoint) for c in d.test}
+
+
 def test_the_chain_runs_on_the_released_ntu_vibe_shots(shared_data, store):
     lab = Lab(experiment(target=str(shared_data / "ntu-vibe-fewshot"), shots=10), store, progress=False)
     for clip in lab.data.pool:  # the released clips have other proportions than the source
