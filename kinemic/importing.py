@@ -243,7 +243,7 @@ def summary(report: Mapping[str, Any]) -> str:
         )
     lines.append(f"all at {report['fps']} fps; lists: " + ", ".join(f"{k} {n}" for k, n in report["lists"].items()))
     lines += [f"skipped {each['file']}: {each['why']}" for each in report["skipped"]]
-    lines += [f"{count} clips {what}" for what, count in report["look at"].items() if count]
+    lines += [f"{what}: {count}" for what, count in report["look at"].items() if count]
     notes = Counter(note for entry in report["files"] for note in entry["notes"])
     first = {note: entry["file"] for entry in reversed(report["files"]) for note in entry["notes"]}
     shown = notes.most_common(20)
@@ -271,7 +271,8 @@ def _run(work: Iterable, jobs: int) -> Iterator[dict[str, Any]]:
 def _stopped(error, done, total):
     if total == 1:
         return error
-    return f"{error} ({done} of {total} files are kept for the next run; --skip-bad leaves out what cannot be read)"
+    kept = f"{done} of {total} files are kept for the next run; " if done else ""
+    return f"{error} ({kept}--skip-bad leaves out what cannot be read)"
 
 
 def _place(item, root):
@@ -404,14 +405,14 @@ def _finish(draft, keys, entries, licence):
     lists = dict(sorted(lists.items()))
     data.write_tables(whole, lists, [(c["name"], c["action"], c["subject"], c["setup"]) for c in clips])
     notes = {
-        f"are shorter than {MIN_FRAMES} rows, too short for a source": sum(c["rows"] < MIN_FRAMES for c in clips),
-        "have no caption, which a source and the classes of a target need": sum(not c["captions"] for c in clips),
+        f"clips under {MIN_FRAMES} frames, too short for a source": sum(c["rows"] < MIN_FRAMES for c in clips),
+        "clips without a caption, which every source and target needs": sum(not c["captions"] for c in clips),
     }
     try:
         wanted = lists.get("train", [clip["name"] for clip in clips])
         _statistics([whole / "new_joint_vecs" / f"{name}.npy" for name in wanted]).save(whole)
     except ValueError:  # a feature that never changes has no spread; other folders' statistics then serve
-        notes["are too few for Mean.npy and Std.npy: nothing moves in some feature"] = len(clips)
+        notes["clips too alike for Mean.npy and Std.npy: some feature never changes"] = len(clips)
     _write_text(whole / "LICENCE.txt", (licence or NO_LICENCE).strip() + "\n")
     return {
         "fps": motion.FPS, "clips": len(clips), "rows": sum(c["rows"] for c in clips), "files": entries,

@@ -373,7 +373,7 @@ def _amc(text, bones, asf):
         for name in order:
             if frame[column : column + 1] != [name] or len(frame) < column + 1 + wanted[name]:
                 place = lines[min(start + column, len(lines) - 1)]
-                raise ValueError(f"line {place}: frame {start // width + 1} is not complete at {name}; mend the file")
+                raise ValueError(f"line {place}: frame {start // width + 1} is not as in {asf} at {name}; mend it")
             column += 1 + wanted[name]
     grid = np.array(words, dtype=object).reshape(-1, width)
     keep, column, columns = [], 1, {}

@@ -200,9 +200,10 @@ def recognise(names: Sequence[str]) -> Skeleton:
         lacking[skeleton.name] = [source for source in skeleton.sources if source not in bare]
     fitting = [name for name, missing in lacking.items() if not missing]
     if not fitting:
+        shown = [name for name in names if not name.endswith("_end")]  # end sites of a BVH file
         near = min(lacking, key=lambda name: len(lacking[name]) / len(known()[name].sources))
         raise ValueError(
-            f"no known skeleton fits the joints {_some(names)}; nearest is {near}, which needs {_some(lacking[near])}; "
+            f"no known skeleton fits the joints {_some(shown)}; nearest is {near}, which needs {_some(lacking[near])}; "
             "write a table of your own and pass it as the skeleton (--skeleton FILE.yaml)"
         )
     return known()[max(fitting, key=lambda name: len(known()[name].joints.keys() & bare))]

@@ -163,7 +163,7 @@ def mutate_pickle(raw, rng, trap):
             item.pop(rng.choice(sorted(item)))
         elif kind == 1:
             item["frame_dir"] = rng.choice(
-                ["../../evil", "/tmp/evil", "a\\b", "", ".x", "a b", "x" * 300, 7, None, "a\0b"]
+                ["../../evil", "/etc/evil", "a\\b", "", ".x", "a b", "x" * 300, 7, None, "a\0b"]
             )
         elif kind == 2 and "keypoint" in item:
             item["keypoint"] = spoil(item["keypoint"], rng)
