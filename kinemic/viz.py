@@ -589,6 +589,7 @@ def distributions(table, value: str, by: str, log=False, ax=None, title=None):
         raise ValueError(f"column {value!r} has no numbers to draw")
     names = list(dict.fromkeys(table[by]))
     ax = _axes(ax, 7, 0.8 + 0.32 * len(names))
+    # drawn by hand: seaborn's boxplot asks matplotlib in a way that is deprecated there and goes away in 3.13
     stats = boxplot_stats([table.loc[table[by] == name, value].to_numpy(dtype=np.float64) for name in names])
     for row, box in enumerate(stats):
         ax.hlines([row, row], [box["whislo"], box["q3"]], [box["q1"], box["whishi"]], color=_INK, linewidth=1.1)
