@@ -84,13 +84,18 @@ $(EXECUTED)/%.ipynb: notebooks/%.ipynb $(CODE) $(SETTINGS) $(READY)
 	    exit 1; \
 	fi
 
-# Chapters run one after the other, also under -j, because later ones load what earlier ones computed. The order alone
-# does not make a chapter run again.
+# Two at a time. Later chapters load what earlier ones computed, so these run one after the other; the two on computing and
+# on data need no more than the first, and run beside. The order alone does not make a chapter run again.
+MAKEFLAGS += -j2
+ASIDE := $(filter 07_% 08_%,$(CHAPTERS))
 define after
 $(EXECUTED)/$(2).ipynb: | $(EXECUTED)/$(1).ipynb
 endef
-previous :=
-$(foreach chapter,$(CHAPTERS),$(if $(previous),$(eval $(call after,$(previous),$(chapter))))$(eval previous := $(chapter)))
+chain = $(foreach i,$(wordlist 2,$(words $(1)),$(1)),$(eval $(call after,$(previous),$(i)))$(eval previous := $(i)))
+previous := $(firstword $(CHAPTERS))
+$(call chain,$(filter-out $(ASIDE),$(CHAPTERS)))
+previous := $(firstword $(CHAPTERS))
+$(call chain,$(firstword $(CHAPTERS)) $(ASIDE))
 
 # Some chapters show what the benchmarks wrote.
 $(filter %/04_finetuning.ipynb %/07_full_strength.ipynb %/09_world.ipynb %/10_prior.ipynb,$(DONE)): $(wildcard book/results/benchmarks/*)

@@ -83,9 +83,10 @@ def between(u, v):
 
 
 def forward(pose, hips):
-    """Facing of a pose; `hips` is -1 for the heading of inverse kinematics, which has their names exchanged."""
+    """Facing of a pose, shorter than 1 where the shoulders are not level; `hips` is -1 for the heading of inverse
+    kinematics, which has their names exchanged."""
     across = add(scale(sub(pose[2], pose[1]), hips), sub(pose[17], pose[16]))
-    return unit(cross((0.0, 1.0, 0.0), unit(across)))
+    return cross((0.0, 1.0, 0.0), unit(across))
 
 
 def smoothed(vectors, sigma=20.0):
@@ -118,7 +119,7 @@ def loop(joints: np.ndarray) -> np.ndarray:
     floor = min(joint[1] for pose in body for joint in pose)
     start = (body[0][0][0], floor, body[0][0][2])
     body = [[sub(joint, start) for joint in pose] for pose in body]
-    turn = between(forward(body[0], 1), (0.0, 0.0, 1.0))
+    turn = between(unit(forward(body[0], 1)), (0.0, 0.0, 1.0))
     body = [[rotate(turn, joint) for joint in pose] for pose in body]
     # inverse kinematics
     facing = smoothed([forward(pose, -1) for pose in body])

@@ -29,7 +29,7 @@ from scipy.spatial import cKDTree
 from kinemic import metrics
 from kinemic.artefacts import environment
 from kinemic.data import OFFICIAL, Caption, Clip, lists, official_side, sample_of, survey
-from kinemic.motion import FPS, MIRROR_PAIRS, NUM_JOINTS
+from kinemic.motion import FPS, JOINT_NAMES, MIRROR_PAIRS, NUM_JOINTS
 
 __all__ = ["CHECKS", "CLEAN", "Check", "Finding", "Report", "audit", "audit_folder"]
 
@@ -267,6 +267,7 @@ def _audit(stream, splits, limits) -> Report:
     rows: dict[str, dict[str, Any]] = {}
     said: dict[str, list[str]] = {}
     spectra, copies = [], _Copies()
+    search = limits["duplicate"] < 1
     gone: list[str] = []
     for clip, problems in stream:
         for problem in problems:
@@ -284,7 +285,8 @@ def _audit(stream, splits, limits) -> Report:
         rows[clip.name] = {"class": clip.action, "subject": clip.subject, "setup": clip.setup, **values}
         spectra += [] if spectrum is None else [spectrum]
         said[clip.name] = [caption.text for caption in clip.captions]
-        copies.add(clip.name, clip.joints, good)
+        if search:
+            copies.add(clip.name, clip.joints, good)
         _captions(clip, any(p.part == "captions" for p in problems), partial(find, clip=clip.name))
     if gone:  # one line for what may be thousands: split lists travel without their clips
         more = f", nor of {len(gone) - 1} more" if len(gone) > 1 else ""
@@ -328,35 +330,38 @@ def _look(clip, find, limits):
         find("missing", value=stop - start, said="the joints fall into one spot", frames=(start, stop))
     broken = fallen[1:] | fallen[:-1]  # steps from frame to frame
     if frames > 1:
-        swapped = _swaps(joints, local, values, find, limits, broken)
-        broken |= swapped
+        # what explains a break comes first: legs half a cycle later look exchanged, exchanged arms look like a jump
+        beyond = _excess(joints)
+        broken |= _jumps(beyond[:, :1], "root-jump", "the pelvis jumps", values, find, limits, broken)
+        broken |= _swaps(local, values, find, limits, broken)
+        broken |= _jumps(beyond, "jump", "a joint jumps", values, find, limits, broken)
         _frozen(joints, values, find, fallen)
-        _jumps(joints, values, find, limits, broken)
     _facing(joints, find, ~fallen)
-    _bones(joints[~fallen], values, find)
-    start, stop = max(_runs(~broken), key=lambda run: run[1] - run[0], default=(0, 0))
+    sound = _runs(~broken)
+    _bones([joints[start : stop + 1] for start, stop in sound], values, find)
+    start, stop = max(sound, key=lambda run: run[1] - run[0], default=(0, 0))
     if stop - start < 3:
         return values, None, ~broken
-    sound = slice(start, stop + 1)
-    values["joint speed"] = metrics.joint_speed(local[sound]).mean()
-    values["jerk"] = metrics.jerk(joints[sound]).mean()
-    path = np.linalg.norm(np.diff(joints[sound, 0][:, [0, 2]], axis=0), axis=1)
+    joints, local = joints[start : stop + 1], local[start : stop + 1]
+    values["joint speed"] = metrics.joint_speed(local).mean()
+    values["jerk"] = metrics.jerk(joints).mean()
+    path = np.linalg.norm(np.diff(joints[:, 0, [0, 2]], axis=0), axis=1)
     values["travel"] = path.mean() * FPS
     if stop - start >= 12:  # a shorter one has too few frequencies
-        values["jitter"] = share = metrics.high_frequency_share(local[sound])
+        values["jitter"] = share = metrics.high_frequency_share(local)
         found = f"{share:.2f} of the velocity's energy is above 5 Hz"
         find("jitter", value=share, said=found, frames=(start, stop + 1))
-        _skating(joints[sound], start, values, find, limits)
-    velocity = np.diff(local[sound], axis=0)
+        _skating(joints, start, values, find, limits)
+    velocity = np.diff(local, axis=0)
     frequency, power = signal.periodogram(velocity, FPS, axis=0, detrend=False)
     power = power.sum(axis=(1, 2))
     density = np.interp(_FREQUENCIES, frequency, power)
     return values, density / density.sum() if density.sum() > 0 else None, ~broken
 
 
-def _swaps(joints, local, values, find, limits, broken):
+def _swaps(local, values, find, limits, broken):
     """Steps after which a limb's joints lie nearer with left and right exchanged; returns them as a mask."""
-    mask, worst = np.zeros(len(joints) - 1, dtype=bool), 0.0
+    length, mask, worst = len(local), np.zeros(len(local) - 1, dtype=bool), 0.0
     for part, members in _SIDED.items():
         same = np.linalg.norm(np.diff(local[:, members], axis=0), axis=-1).mean(axis=1)
         crossed = np.linalg.norm(local[1:, _OTHER][:, members] - local[:-1, members], axis=-1).mean(axis=1)
@@ -367,9 +372,9 @@ def _swaps(joints, local, values, find, limits, broken):
         # exchanged from one such step to the next; a last one without partner reaches to the nearer end of the clip
         bounds = (steps + 1).tolist()
         if len(bounds) % 2:
-            bounds = [*bounds, len(joints)] if len(joints) - bounds[-1] <= bounds[0] else [0, *bounds]
+            bounds = [*bounds, length] if length - bounds[-1] <= bounds[0] else [0, *bounds]
         for start, stop in zip(bounds[::2], bounds[1::2], strict=True):
-            edges = [k - 1 for k in (start, stop) if 0 < k < len(joints)]
+            edges = [k - 1 for k in (start, stop) if 0 < k < length]
             find("swap", value=nearer[edges].max(), said=f"left and right {part} are exchanged", frames=(start, stop))
     values["swap"] = worst
     return mask
@@ -392,28 +397,28 @@ def _frozen(joints, values, find, fallen):
             find("frozen", value=seconds, said=f"{part} is held for {seconds:.2f} s", frames=(start, stop + 1))
 
 
-def _jumps(joints, values, find, limits, broken):
-    """Steps much longer than those around them. Marks them as broken.
+def _excess(joints):
+    """How much longer each step (T - 1, 22) is than those around it, metres.
 
     A step is compared with the smaller of the two steps on either side, so that one frame out of place, which is two
     long steps in a row, counts as well.
     """
-    step = np.linalg.norm(np.diff(joints, axis=0), axis=-1)  # (T - 1, 22)
+    step = np.linalg.norm(np.diff(joints, axis=0), axis=-1)
     if len(step) < 5:
-        return
+        return np.zeros_like(step)
     padded = np.pad(step, ((2, 2), (0, 0)), mode="reflect")
-    around = np.maximum(np.minimum(padded[:-4], padded[1:-3]), np.minimum(padded[3:-1], padded[4:]))
-    beyond = np.where(broken[:, None], 0, step - around)
-    values["jump"], values["root-jump"] = beyond.max(), beyond[:, 0].max()
-    root = beyond[:, 0] > limits["root-jump"]
-    for start, stop in _runs(root):
-        worst = beyond[start:stop, 0].max()
-        find("root-jump", value=worst, said=f"the pelvis jumps by {worst:.2f} m", frames=(start, stop + 1))
-    limb = (beyond.max(axis=1) > limits["jump"]) & ~root  # the body takes its limbs along
-    for start, stop in _runs(limb):
-        worst = beyond[start:stop].max()
-        find("jump", value=worst, said=f"a joint jumps by {worst:.2f} m", frames=(start, stop + 1))
-    broken |= root | limb
+    return step - np.maximum(np.minimum(padded[:-4], padded[1:-3]), np.minimum(padded[3:-1], padded[4:]))
+
+
+def _jumps(beyond, check, said, values, find, limits, broken):
+    """Steps that are too long, as a mask."""
+    worst = np.where(broken, 0, beyond.max(axis=1))
+    values[check] = worst.max()
+    mask = worst > limits[check]
+    for start, stop in _runs(mask):
+        size = worst[start:stop].max()
+        find(check, value=size, said=f"{said} by {size:.2f} m", frames=(start, stop + 1))
+    return mask
 
 
 def _facing(joints, find, known):
@@ -431,13 +436,14 @@ def _facing(joints, find, known):
          frames=(0, len(joints)))  # fmt: skip
 
 
-def _bones(joints, values, find):
-    if not len(joints):
-        return
-    drift = metrics.bone_length_drift(joints)
-    values["bones"] = drift.max()
-    bone = int(drift.argmax()) + 1
-    find("bones", value=drift.max(), said=f"the bone to joint {bone} changes its length by {drift.max():.1%}")
+def _bones(stretches, values, find):
+    """Drift within stretches without a break: exchanged sides have other bones, and are reported as such."""
+    drifts = [metrics.bone_length_drift(joints) for joints in stretches]
+    if drifts:
+        drift = np.max(drifts, axis=0)
+        values["bones"] = worst = drift.max()
+        bone = JOINT_NAMES[int(drift.argmax()) + 1].replace("_", " ")
+        find("bones", value=worst, said=f"the bone that ends at the {bone} changes its length by {worst:.1%}")
 
 
 def _skating(joints, offset, values, find, limits):

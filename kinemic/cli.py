@@ -69,14 +69,17 @@ exit code: 0 imported, 2 nothing was written because of an error, 130 interrupte
 """
 
 
+def _verb(verbs, name: str, epilog: str, **texts: str) -> argparse.ArgumentParser:
+    """Parser of one verb; the epilog is printed as it is written."""
+    return verbs.add_parser(name, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **texts)
+
+
 def _add_import(verbs) -> None:
-    parser = verbs.add_parser(
-        "import",
+    parser = _verb(
+        verbs, "import", IMPORT,
         help="turn recorded motion into a folder that the chapters read",
         description="Turn recorded motion into a folder in the layout of HumanML3D, with a report.",
-        epilog=IMPORT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    )  # fmt: skip
     parser.add_argument("source", metavar="SOURCE", help="a file, or a folder of files, see below")
     parser.add_argument("--to", required=True, metavar="FOLDER", help="folder to make")
     parser.add_argument("--skeleton", metavar="NAME|FILE", help="a known skeleton or a YAML file; default: recognised")
@@ -107,13 +110,11 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _add_sweep(verbs) -> None:
-    parser = verbs.add_parser(
-        "sweep",
+    parser = _verb(
+        verbs, "sweep", GRID,
         help="run a notebook for every combination of parameters in a grid",
         description="Run a notebook for every combination of parameters in a grid, side by side.",
-        epilog=GRID,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    )  # fmt: skip
     parser.add_argument("notebook", help="notebook with a parameters cell, e.g. notebooks/06_ablations.ipynb")
     parser.add_argument("--grid", required=True, metavar="FILE", help="YAML file of parameters, see below")
     parser.add_argument(
@@ -148,13 +149,11 @@ exit code: 0 everything is written, 2 an error; files that were written before i
 
 
 def _add_export(verbs) -> None:
-    parser = verbs.add_parser(
-        "export",
+    parser = _verb(
+        verbs, "export", EXPORT,
         help="write motions as files that other tools open",
         description="Write motions as files that other tools open.",
-        epilog=EXPORT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    )  # fmt: skip
     parser.add_argument("motions", nargs="+", metavar="MOTION", help="file, clip or folder, see below")
     parser.add_argument("--format", required=True, metavar="F[,F...]", help="bvh, gltf, gif, mp4, json, npz, pyskl")
     parser.add_argument("--to", default=".", metavar="PATH", help="folder, or the file if there is only one; default .")
@@ -199,13 +198,11 @@ exit code: 0 nothing found, 1 a threshold is crossed, 2 the folder could not be 
 
 
 def _add_audit(verbs) -> None:
-    parser = verbs.add_parser(
-        "audit",
+    parser = _verb(
+        verbs, "audit", AUDIT,
         help="say what is wrong with a folder of motions",
         description="Check a folder of motions: files, captions, defects of the motion, duplicates, splits.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=AUDIT,
-    )
+    )  # fmt: skip
     parser.add_argument("folder", help="folder in the layout of HumanML3D or NTU-VIBE")
     parser.add_argument(
         "--split", action="append", metavar="NAME",

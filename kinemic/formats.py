@@ -101,8 +101,8 @@ class Recording:
         leg = float(np.median(thigh + shin))
         if not 0.2 < leg < 2:
             found = f"the right leg is {leg:.3g} m long with metres_per_unit {self.skeleton.unit:g}"
-            table = f"base: {self.skeleton.name} and another metres_per_unit"
-            raise ValueError(f"{found}, expected 0.2 to 2; pass a skeleton file with `{table}`")
+            fit = f"about {0.85 * self.skeleton.unit / leg:.1g}" if leg > 0 else "another"
+            raise ValueError(f"{found}, expected 0.2 to 2; pass a skeleton file with metres_per_unit {fit}")
         return body
 
 

@@ -243,7 +243,7 @@ def summary(report: Mapping[str, Any]) -> str:
         )
     lines.append(f"all at {report['fps']} fps; lists: " + ", ".join(f"{k} {n}" for k, n in report["lists"].items()))
     lines += [f"skipped {each['file']}: {each['why']}" for each in report["skipped"]]
-    lines += [f"{count} clips {what}" for what, count in report["look at"].items() if count]
+    lines += [f"{what}: {count}" for what, count in report["look at"].items() if count]
     notes = Counter(note for entry in report["files"] for note in entry["notes"])
     first = {note: entry["file"] for entry in reversed(report["files"]) for note in entry["notes"]}
     shown = notes.most_common(20)
@@ -271,7 +271,8 @@ def _run(work: Iterable, jobs: int) -> Iterator[dict[str, Any]]:
 def _stopped(error, done, total):
     if total == 1:
         return error
-    return f"{error} ({done} of {total} files are kept for the next run; --skip-bad leaves out what cannot be read)"
+    kept = f"{done} of {total} files are kept for the next run; " if done else ""
+    return f"{error} ({kept}--skip-bad leaves out what cannot be read)"
 
 
 def _place(item, root):
@@ -373,20 +374,16 @@ def _entry(recording, clips, file):
 
 def _doubts(body):
     """What looks like a wrong axis or exchanged sides; people do lie and stand on their hands, so it is only said."""
-    trunk = _unit((body[:, 12] - body[:, 0]).mean(axis=0))
-    if abs(trunk[1]) < 0.3:
+    trunk = (body[:, 12] - body[:, 0]).mean(axis=0)
+    if abs(trunk[1]) < 0.3 * np.linalg.norm(trunk):
         return ["the trunk lies: if nobody does, the up axis of the skeleton is wrong"]
     if trunk[1] < 0:
         return ["the head is below the hips: if nobody stands on the hands, the up axis of the skeleton is wrong"]
     forward = body[:, 10] - body[:, 7] + body[:, 11] - body[:, 8]
     left = np.cross([0.0, 1.0, 0.0], forward)
-    if _unit((left * (body[:, 1] - body[:, 2])).sum(axis=1)).mean() < -0.5:
+    if ((left * (body[:, 1] - body[:, 2])).sum(axis=1) < 0).mean() > 0.9:
         return ["left and right look exchanged: the feet point backwards; check the mapping of the skeleton"]
     return []
-
-
-def _unit(vector):
-    return vector / max(np.linalg.norm(vector), 1e-12)
 
 
 def _finish(draft, keys, entries, licence):
@@ -408,14 +405,14 @@ def _finish(draft, keys, entries, licence):
     lists = dict(sorted(lists.items()))
     data.write_tables(whole, lists, [(c["name"], c["action"], c["subject"], c["setup"]) for c in clips])
     notes = {
-        f"are shorter than {MIN_FRAMES} rows, too short for a source": sum(c["rows"] < MIN_FRAMES for c in clips),
-        "have no caption, which a source and the classes of a target need": sum(not c["captions"] for c in clips),
+        f"clips under {MIN_FRAMES} frames, too short for a source": sum(c["rows"] < MIN_FRAMES for c in clips),
+        "clips without a caption, which every source and target needs": sum(not c["captions"] for c in clips),
     }
     try:
         wanted = lists.get("train", [clip["name"] for clip in clips])
         _statistics([whole / "new_joint_vecs" / f"{name}.npy" for name in wanted]).save(whole)
     except ValueError:  # a feature that never changes has no spread; other folders' statistics then serve
-        notes["are too few for Mean.npy and Std.npy: nothing moves in some feature"] = len(clips)
+        notes["clips too alike for Mean.npy and Std.npy: some feature never changes"] = len(clips)
     _write_text(whole / "LICENCE.txt", (licence or NO_LICENCE).strip() + "\n")
     return {
         "fps": motion.FPS, "clips": len(clips), "rows": sum(c["rows"] for c in clips), "files": entries,

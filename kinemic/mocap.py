@@ -246,7 +246,7 @@ def read_asf_amc(asf: Path, amc: Path) -> tuple[list[str], np.ndarray]:
         bones = _asf(read_text(asf))
     except ValueError as error:
         raise ValueError(f"{asf}: {error}") from error
-    values = _amc(read_text(amc), bones)
+    values = _amc(read_text(amc), bones, asf.name)
     names = tuple(bones)
     frames = len(next(iter(values.values())))
     joints, turns = np.empty((frames, len(names), 3)), {}
@@ -344,7 +344,7 @@ def _axes(words, line):
     return words[0].lower()
 
 
-def _amc(text, bones):
+def _amc(text, bones, asf):
     """Channels of each bone that has some, (T, n), degrees."""
     words, lines = [], []
     skip = True
@@ -365,7 +365,7 @@ def _amc(text, bones):
         missing = sorted(set(wanted) - set(order))
         raise ValueError(
             f"line {lines[min(at, len(lines) - 1)] if lines else 1}: the first frame has {found}, expected each bone "
-            f"of the ASF once, as many numbers as it has dof{'; missing ' + ', '.join(missing[:5]) if missing else ''}"
+            f"of {asf} once, as many numbers as it has dof{'; missing ' + ', '.join(missing[:5]) if missing else ''}"
         )
     width = at
     for start in range(0, len(words), width):
@@ -373,7 +373,7 @@ def _amc(text, bones):
         for name in order:
             if frame[column : column + 1] != [name] or len(frame) < column + 1 + wanted[name]:
                 place = lines[min(start + column, len(lines) - 1)]
-                raise ValueError(f"line {place}: frame {start // width + 1} is not complete at {name}; mend the file")
+                raise ValueError(f"line {place}: frame {start // width + 1} is not as in {asf} at {name}; mend it")
             column += 1 + wanted[name]
     grid = np.array(words, dtype=object).reshape(-1, width)
     keep, column, columns = [], 1, {}

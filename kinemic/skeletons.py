@@ -140,7 +140,7 @@ class Skeleton:
                     offsets[row, _DIRECTIONS.index(source)] = weight
                 else:
                     weights[row, places[source]] = weight
-        plain = (weights == 1).sum(axis=1) == 1
+        plain = (weights != 0).sum(axis=1) == 1
         body = joints[:, weights.argmax(axis=1)]
         body[:, ~plain] = np.einsum("kj,tjc->tkc", weights[~plain], joints)
         if offsets.any():
@@ -200,9 +200,10 @@ def recognise(names: Sequence[str]) -> Skeleton:
         lacking[skeleton.name] = [source for source in skeleton.sources if source not in bare]
     fitting = [name for name, missing in lacking.items() if not missing]
     if not fitting:
+        shown = [name for name in names if not name.endswith("_end")]  # end sites of a BVH file
         near = min(lacking, key=lambda name: len(lacking[name]) / len(known()[name].sources))
         raise ValueError(
-            f"no known skeleton fits the joints {_some(names)}; nearest is {near}, which needs {_some(lacking[near])}; "
+            f"no known skeleton fits the joints {_some(shown)}; nearest is {near}, which needs {_some(lacking[near])}; "
             "write a table of your own and pass it as the skeleton (--skeleton FILE.yaml)"
         )
     return known()[max(fitting, key=lambda name: len(known()[name].joints.keys() & bare))]
@@ -216,14 +217,14 @@ def _build(name: str, entry: Any) -> Skeleton:
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r}, expected {', '.join(_KEYS)}")
     base = entry.get("base")
-    if base is not None and base not in known():
+    if base is not None and str(base) not in known():
         raise ValueError(f"base is {base!r}, expected one of {', '.join(known())}")
     if base is not None:
         parent = known()[base]
         joints, mapping, unit, up, trunk = parent.joints, dict(parent.mapping), parent.unit, parent.up, parent.trunk
     else:
         joints, mapping, unit, up, trunk = {}, {}, None, None, ()
-    unit, up = entry.get("metres_per_unit", unit), entry.get("up", up)
+    unit, up = entry.get("metres_per_unit", unit), str(entry.get("up", up))
     if isinstance(unit, bool) or not isinstance(unit, int | float):
         raise ValueError(f"metres_per_unit is {unit!r}, expected a number such as 0.01 for centimetres")
     joints = entry.get("joints", {} if "mapping" in entry else joints)  # other names than those of the base
@@ -234,7 +235,7 @@ def _build(name: str, entry: Any) -> Skeleton:
     given = entry.get("mapping", {})
     if not isinstance(given, dict):
         raise ValueError(f"mapping is {type(given).__name__}, expected one of the 22 joints: name or weights")
-    mapping |= {joint: _mix(joint, mix) for joint, mix in given.items()}
+    mapping |= {str(joint): _mix(joint, mix) for joint, mix in given.items()}
     if not mapping:
         mapping = {joint: {joint: 1.0} for joint in motion.JOINT_NAMES}
     trunk = entry.get("trunk", trunk)

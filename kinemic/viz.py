@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cbook import boxplot_stats
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
@@ -588,18 +589,18 @@ def distributions(table, value: str, by: str, log=False, ax=None, title=None):
         raise ValueError(f"column {value!r} has no numbers to draw")
     names = list(dict.fromkeys(table[by]))
     ax = _axes(ax, 7, 0.8 + 0.32 * len(names))
-    groups = [table.loc[table[by] == name, value].to_numpy(dtype=np.float64) for name in names]
-    ink, faint = {"color": _INK, "linewidth": 1.1}, {"marker": "o", "markersize": 3, "alpha": 0.5}
-    ax.boxplot(
-        groups, orientation="horizontal", widths=0.6, patch_artist=True, whiskerprops=ink, capprops=ink,
-        medianprops={"color": "#bc0100", "linewidth": 2}, boxprops=ink | {"facecolor": "#d9e4ec"},
-        flierprops=faint | {"markerfacecolor": _INK, "markeredgewidth": 0},
-    )  # fmt: skip
-    ax.set_yticks(range(1, len(names) + 1), [textwrap.fill(str(name), 30) for name in names])
+    # drawn by hand: seaborn's boxplot asks matplotlib in a way that is deprecated there and goes away in 3.13
+    stats = boxplot_stats([table.loc[table[by] == name, value].to_numpy(dtype=np.float64) for name in names])
+    for row, box in enumerate(stats):
+        ax.hlines([row, row], [box["whislo"], box["q3"]], [box["q1"], box["whishi"]], color=_INK, linewidth=1.1)
+        ax.barh(row, box["q3"] - box["q1"], left=box["q1"], height=0.6, color="#d9e4ec", edgecolor=_INK)
+        ax.vlines(box["med"], row - 0.3, row + 0.3, color="#bc0100", linewidth=2)
+        ax.plot(box["fliers"], np.full(len(box["fliers"]), row), "o", color=_INK, markersize=3, alpha=0.5)
     ax.invert_yaxis()
-    ax.set_xlabel(value)
     if log:
         ax.set_xscale("log")
+    ax.set_yticks(range(len(names)), [textwrap.fill(str(name), 30) for name in names])
+    ax.set(xlabel=value, ylabel="")
     return _finish(ax, title)
 
 

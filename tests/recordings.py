@@ -49,7 +49,7 @@ def write_bvh(
         channels = places + [f"{axis}rotation" for axis in order]
         sequence.append((name, len(places)))
         lines.append(f"{pad}{'ROOT' if parent is None else 'JOINT'} {prefix}{name}")
-        lines.extend([f"{pad}{{", f"{pad}{indent}OFFSET {x} {y} {z}"])
+        lines.extend([f"{pad}{{", f"{pad}{indent}OFFSET {x:g} {y:g} {z:g}"])
         lines.append(f"{pad}{indent}CHANNELS {len(channels)} {' '.join(channels)}")
         for child in children.get(name, ()):
             emit(child, depth + 1)

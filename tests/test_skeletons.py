@@ -77,12 +77,12 @@ def test_a_table_of_ones_own(tmp_path):
     assert (made.name, made.unit, made.up, made.sources[0]) == ("robot", 0.01, "z", "b_pelvis")
     path.write_text("base: mixamo\nmetres_per_unit: 1.0\nmapping:\n  spine1: {Hips: 0.4, Spine: 0.6}\n")
     made = skeletons.load(path)
-    points = np.zeros((1, 2, 3))
-    points[0, 1] = [0, 1, 0]
     assert made.unit == 1 and made.up == "y" and made.mapping["head"] == {"Head": 1.0}
     names = [name for name, *_ in recordings.MIXAMO]
     body = made.body(np.eye(22)[None, :, :3], names)
     np.testing.assert_allclose(body[0, 3], [0.4, 0.6, 0])
+    path.write_text("base: mixamo\nmapping:\n  head: {Head: 1, Spine: 0.5, Hips: -0.5}\n")
+    np.testing.assert_allclose(skeletons.load(path).body(np.eye(22)[None, :, :3], names)[0, 15], [-0.5, 0.5, 0])
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,9 @@ def test_a_table_of_ones_own(tmp_path):
         (OWN + "joints: {b_pelvis: nobody}\n", "has parent 'nobody'"),
         (OWN + "trunk: [a, b]\n", "trunk has 2 names"),
         (OWN + "base: robot\n", "base is 'robot'"),
+        (OWN + "base: [mixamo]\n", "base is"),
+        (OWN.replace("up: z", "up: [z]"), "up is"),
+        (OWN + "  1: b_tail\n", "mapping has 1"),
         ("a: &x [1]\nb: *x\n", "YAML aliases"),
     ],
 )

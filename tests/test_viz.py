@@ -275,3 +275,17 @@ def test_what_does_not_fit_is_refused_in_one_line(walk, call):
     with pytest.raises(ValueError) as refusal:
         call(walk(60))
     assert "\n" not in str(refusal.value)
+
+
+def test_distributions_have_a_box_per_group_in_order_and_leave_out_what_is_missing():
+    table = pd.DataFrame({"side": ["b", "b", "b", "a", "a"], "jerk (m/s^3)": [1.0, 2.0, 4.0, 10.0, np.nan]})
+    (ax,) = viz.distributions(table, "jerk (m/s^3)", "side", log=True).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["b", "a"]
+    assert ax.get_xscale() == "log" and ax.get_xlabel() == "jerk (m/s^3)"
+    lines = [c for c in ax.collections if isinstance(c, LineCollection) and same_color(c.get_color()[0], "#bc0100")]
+    medians = [line.get_segments()[0][0, 0] for line in lines]
+    np.testing.assert_allclose(medians, [2.0, 10.0])
+    with pytest.raises(ValueError, match="no column speed"):
+        viz.distributions(table, "speed", "side")
+    with pytest.raises(ValueError, match="no numbers"):
+        viz.distributions(table.iloc[4:], "jerk (m/s^3)", "side")
