@@ -84,10 +84,12 @@ $(EXECUTED)/%.ipynb: notebooks/%.ipynb $(CODE) $(SETTINGS) $(READY)
 	    exit 1; \
 	fi
 
-# Two at a time. Later chapters load what earlier ones computed, so these run one after the other; the two on computing and
-# on data need no more than the first, and run beside. The order alone does not make a chapter run again.
+# Two at a time. Later chapters load what earlier ones computed, so these run one after the other; those on computing, on
+# data, on the world and on the prior need no more than the first, and run beside, with one thread: they fill the core that
+# an odd number of trainings leaves idle. The order alone does not make a chapter run again.
 MAKEFLAGS += -j2
-ASIDE := $(filter 07_% 08_%,$(CHAPTERS))
+ASIDE := $(filter 07_% 08_% 09_% 10_%,$(CHAPTERS))
+$(ASIDE:%=$(EXECUTED)/%.ipynb): private export OMP_NUM_THREADS := 1
 define after
 $(EXECUTED)/$(2).ipynb: | $(EXECUTED)/$(1).ipynb
 endef

@@ -11,7 +11,8 @@ Memory is the largest resident size of a child process that does two updates (tr
 allocations), and what of it the updates added. FLOPs are counted by PyTorch with attention in its plain form, the one
 that the counter knows; the recurrent network is counted too.
 
-    python benchmarks/train_step.py [--quick] [--threads 1 2] [--repetitions 5] [--compile] [--out FILE]
+    python benchmarks/train_step.py [--quick] [--threads 1 2] [--repetitions 5] [--bf16] [--compile]
+                                   [--out FILE]
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ STEPS = 10_000  # updates of the paper
 PAPER = dict(shots=30, sources=60, dim=512, layers=8, heads=4, ff=1024, rank=16, mic=512, text=512, tower=12)
 QUICK = dict(shots=6, sources=8, dim=32, layers=2, heads=2, ff=64, rank=4, mic=32, text=64, tower=2)
 EFFECTIVE = 10.0  # TFLOP/s, a modest share of a recent data-centre GPU's float32 with TF32 products
-SAVINGS = ("cached text", "length of the longest", "joined passes", "no logging of single parameters", "no padding")
+SAVINGS = (
+    "cached text", "length of the longest", "joined passes", "no logging of single parameters", "no padding",
+    "recurrence not packed",
+)  # fmt: skip
 
 
 class Setting:
@@ -91,14 +95,14 @@ class Setting:
         self.source = stream(sources, captions["source"], np.full(len(sources), -1))
         self.lists = [[np.arange(k, len(sources), 3)] for k in actions]
 
-    def adaptation(self) -> train.Adaptation:
+    def adaptation(self, **options) -> train.Adaptation:
         """Always the same weights, adapters and draws."""
         s = self.size
         torch.manual_seed(1)
         prior = Denoiser(motion.NUM_FEATURES, s["text"], dim=s["dim"], layers=s["layers"], heads=s["heads"], ff=s["ff"])
         made = train.Adaptation(
             prior, Diffusion(50), self.shots, self.source, self.lists, num_actions=3, rank=s["rank"],
-            alpha=2 * s["rank"], mic_dim=s["mic"], lora_dropout=0.1,
+            alpha=2 * s["rank"], mic_dim=s["mic"], lora_dropout=0.1, **options,
         )  # fmt: skip
         with torch.no_grad():  # adapters start as zero, which would leave half of their gradients zero
             for name, parameter in made.student.named_parameters():
@@ -121,8 +125,12 @@ class Reference:
 
     def __init__(self, setting: Setting, adaptation: train.Adaptation, saved: int):
         self.setting, self.adaptation = setting, adaptation
-        self.cached, self.cropped, self.joined, self.quiet, packed = (i < saved for i in range(len(SAVINGS)))
-        adaptation.student.pack = adaptation.teacher.pack = packed
+        self.cached, self.cropped, self.joined, self.quiet, packed, unpacked = (
+            i < saved for i in range(len(SAVINGS))
+        )
+        adaptation.student.pack = adaptation.teacher.pack = packed  # of the transformer: tokens without padding
+        if not unpacked:  # of the GRU: PyTorch's packed sequences, as in the reference
+            adaptation.mic._padded = adaptation.mic._packed
         self.other_tower = copy.deepcopy(setting.tower)  # each of the two models has its own
 
     def losses(self, draw: train.Draw, step: int = 0) -> dict[str, Tensor]:
@@ -296,6 +304,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="the table is for the last number")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also time our step with torch.compile")
+    parser.add_argument("--bf16", action="store_true", help="also time our step with the denoisers in bfloat16")
     parser.add_argument("--out", type=Path, default=RECORD / "benchmarks" / "train_step.json")
     parser.add_argument("--child", choices=["reference", "ours"], help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -322,6 +331,8 @@ def main() -> None:
     variants = {"reference": steps["reference"]}
     variants |= {f"+ {SAVINGS[i]}": Reference(setting, setting.adaptation(), i + 1) for i in range(len(SAVINGS))}
     variants["ours"] = steps["ours"]
+    if given.bf16:
+        variants["ours, bfloat16"] = Ours(setting.adaptation(precision="bf16"))
     seconds = {given.threads[-1]: medians(variants, draws, given.repetitions)}
     for threads in given.threads[:-1]:
         torch.set_num_threads(threads)
@@ -355,8 +366,11 @@ def main() -> None:
         summary[f"{name}: TFLOP per update"] = work[name]
         summary[f"{name}: TFLOP of {STEPS} updates"] = work[name] * STEPS
         summary[f"{name}: hours on a GPU at {EFFECTIVE:g} TFLOP/s"] = work[name] * STEPS / EFFECTIVE / 3600
+    taken = seconds[given.threads[-1]]
     summary |= {
-        "speed-up": rows[len(variants) - 1]["speed-up"], "FLOP ratio": work["reference"] / work["ours"],
+        **{f"speed-up{name.removeprefix('ours')}": taken["reference"] / taken[name]
+           for name in taken if name.startswith("ours")},
+        "FLOP ratio": work["reference"] / work["ours"],
         **{f"largest relative difference of a {name}": value for name, value in differences.items()},
     }  # fmt: skip
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -56,12 +56,35 @@ class MIC(nn.Module):
         Returns:
             z (B, dim) and attention (B, N), a distribution over the real tokens, zero on padding.
         """
-        packed = pack_padded_sequence(self.input_proj(latent), lengths.cpu(), batch_first=True, enforce_sorted=False)
-        state = self.initial_state.expand(-1, len(latent), -1).contiguous()
-        h, _ = pad_packed_sequence(self.gru(packed, state)[0], batch_first=True, total_length=latent.shape[1])
         real = torch.arange(latent.shape[1], device=latent.device)[None] < lengths[:, None]
+        recur = self._padded if latent.device.type == "cpu" else self._packed
+        h = recur(self.input_proj(latent), lengths)
         attention = self.score(h).squeeze(-1).masked_fill(~real, -torch.inf).softmax(dim=1)
         return self.head((attention[..., None] * h).sum(dim=1)), attention
+
+    def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, N, 2 dim) states in both directions, zero on padding."""
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        state = self.initial_state.expand(-1, len(x), -1).contiguous()
+        return pad_packed_sequence(self.gru(packed, state)[0], batch_first=True, total_length=x.shape[1])[0]
+
+    def _padded(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The same without packing: on the CPU the gradient of a packed recurrence costs a copy of its whole input at
+        every step. Padding comes last in both directions, so no real token sees it."""
+        place = torch.arange(x.shape[1], device=x.device)[None]
+        real = place < lengths[:, None]
+        backwards = torch.where(real, lengths[:, None] - 1 - place, place)[..., None]
+
+        def states(x: Tensor, first: Tensor, direction: str) -> Tensor:
+            kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            weights = [getattr(self.gru, f"{kind}_l0{direction}") for kind in kinds]
+            first = first.expand(len(x), -1)[None].contiguous()
+            return torch.gru(x, first, weights, True, 1, 0.0, self.training, False, True)[0]
+
+        ahead = states(x, self.initial_state[0], "")
+        behind = states(x.gather(1, backwards.expand_as(x)), self.initial_state[1], "_reverse")
+        behind = behind.gather(1, backwards.expand_as(behind))
+        return torch.cat([ahead, behind], dim=-1).masked_fill(~real[..., None], 0.0)
 
 
 class MemoryBank:

@@ -122,6 +122,21 @@ def test_attention_is_a_distribution_over_real_tokens_and_padding_does_not_matte
     assert torch.allclose(mic(x[order], lengths[order])[0], z[order], atol=1e-6)
 
 
+def test_recurrence_without_packing_equals_the_packed_one_in_values_and_gradients():
+    torch.manual_seed(0)
+    mic, lengths = MIC(5, 8), torch.tensor([6, 1, 4])
+    found = []
+    for recur in (mic._packed, mic._padded):
+        mic.zero_grad()
+        x = torch.linspace(-1, 1, 3 * 7 * 8).reshape(3, 7, 8).requires_grad_()
+        h = recur(x, lengths)
+        (h * torch.linspace(-2, 2, h.numel()).reshape(h.shape)).sum().backward()
+        found.append([h.detach(), x.grad, mic.initial_state.grad, *(p.grad for p in mic.gru.parameters())])
+    assert len(found[0]) == 3 + 8
+    for one, other in zip(*found, strict=True):
+        assert float(one.abs().max()) > 0 and torch.allclose(one, other, atol=1e-5)
+
+
 def test_window_weight_runs_from_opposite_to_equal_without_gradient():
     z = torch.tensor([[1.0, 0.0]], requires_grad=True)
     for other, expected in (([1.0, 0.0], 1.0), ([0.0, 3.0], 0.5), ([-2.0, 0.0], 0.0)):
