@@ -1,7 +1,7 @@
 """The method at work, small: does mining find the action, does the weight know, do samples show what was asked for?
 
 A few classes and steps with the shipped prior on a small world of the same version, one draw: gates, not measurements.
-Two of the three are not passed at this size; they stay here, marked, with what was found.
+The third is not passed; it stays here, marked, with what was found.
 """
 
 import shutil
@@ -35,11 +35,12 @@ def lab(tmp_path_factory):
     return lab
 
 
-@pytest.mark.xfail(reason="found: IoU above random by 0.044, wanted 0.1")
 def test_attention_finds_the_action_better_than_chance(lab):
     found = lab.window_quality(lab.mine(0, per_class=20))
-    gain = np.nanmean(found["iou"]) - np.nanmean(found["random"])
-    assert gain > 0.1, f"IoU above random by {gain:.3f}"
+    # An entry cut for one caption shows one action from end to end: every start is good, and nothing can be gained.
+    room = found["oracle"] - found["random"] > 0.2
+    gain = (found["iou"] - found["random"])[room].mean()
+    assert room.sum() >= 10 and gain > 0.1, f"IoU above random by {gain:.3f} in {room.sum()} entries with room"
 
 
 def test_right_windows_weigh_more_than_wrong_ones(lab):
@@ -53,7 +54,10 @@ def test_right_windows_weigh_more_than_wrong_ones(lab):
     assert np.mean(apart) > 0, f"weights of right windows minus wrong ones, by class: {np.round(apart, 3)}"
 
 
-@pytest.mark.xfail(reason="found: 0.69 of 80 samples of the method recognised, 0.71 of naive fine-tuning")
+@pytest.mark.xfail(
+    reason="found in three runs of this size: 0.69, 0.80, 0.73 of 80 samples of the method are recognised, 0.71, 0.91, "
+    "0.81 of naive fine-tuning"
+)
 def test_samples_of_the_method_are_recognised_more_often_than_naive_ones(lab):
     shares = {}
     for method in ("kinemic", "naive"):
