@@ -818,4 +818,5 @@ def ntu_classes(folder: Path) -> list[str]:
             raise ValueError("an action that is no text")
         return names
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path}: {error!r}, expected actions with 'action' and 'tag'; copy it again") from error
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"  # its repr may hold the whole file
+        raise ValueError(f"{path}: {found}, expected actions with 'action' and 'tag'; copy it again") from error

@@ -250,8 +250,9 @@ def test_a_gltf_keeps_the_rules_of_the_specification(clip):
 
 
 KHRONOS = """
-const validator = require('gltf-validator'), text = require('fs').readFileSync(0);
-validator.validateString(text.toString()).then(report => console.log(JSON.stringify(report.issues)));
+const validator = require('gltf-validator'), documents = JSON.parse(require('fs').readFileSync(0));
+Promise.all(documents.map(each => validator.validateString(JSON.stringify(each)))).then(
+    reports => console.log(JSON.stringify(reports.map(each => each.issues.messages.map(found => found.code)))));
 """
 
 
@@ -264,21 +265,19 @@ def khronos():
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no Node.js with gltf-validator: npm install --no-save gltf-validator")
 
-    def validate(document):
-        made = subprocess.run(
-            [*words, KHRONOS], cwd=here, check=True, capture_output=True, text=True, input=json.dumps(document)
-        )
-        return [f"{each['code']} {each['pointer']}: {each['message']}" for each in json.loads(made.stdout)["messages"]]
+    def validate(documents):
+        given = {"input": json.dumps(documents), "text": True}
+        return json.loads(subprocess.run([*words, KHRONOS], cwd=here, check=True, capture_output=True, **given).stdout)
 
     return validate
 
 
 def test_the_validator_of_khronos_finds_nothing(khronos, clip, walk):
-    for motion_ in (clip, Motion("one frame", walk(1), 12.5), Motion("half turns", walk(40, turn=0.4), 120), CORNERS):
-        assert khronos(export.gltf(motion_)) == []
+    good = [clip, Motion("one frame", walk(1), 12.5), Motion("half turns", walk(40, turn=0.4), 120), CORNERS]
     broken = export.gltf(clip)
     broken["accessors"][0]["count"] += 1
-    assert any("ACCESSOR" in message for message in khronos(broken))
+    *nothing, found = khronos([*map(export.gltf, good), broken])
+    assert nothing == [[]] * len(good) and any("ACCESSOR" in code for code in found)
 
 
 # --- npz, JSON, pyskl
@@ -378,7 +377,7 @@ def test_a_motion_that_one_format_refuses_is_kept_in_the_others(tmp_path, clip, 
     flat = walk(24)
     flat[2, 20] = flat[2, 18]  # a bone without length, which has no rotation
     motions = [Motion("flat", flat, 30), clip]
-    with pytest.raises(ValueError, match=r"flat has no label.*\(4 of 11 files are not written, this is the first\)$"):
+    with pytest.raises(ValueError, match=r"flat has no label.*\(4 of 10 files are not written, this is the first\)$"):
         export.save(motions, ["gltf", "gif", "pyskl", "bvh", "npz"], tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "flat.gif", "flat.npz", "walk.bvh", "walk.gif", "walk.gltf", "walk.npz"]  # fmt: skip
@@ -492,7 +491,7 @@ def spoil(joints, what):
 @pytest.mark.parametrize(
     ("what", "words", "message"),
     [
-        ("", ["--format", "fbx"], "format is 'fbx', expected one of bvh"),
+        ("", ["--format", "fbx"], "format is 'fbx', expected one of npz"),
         ("", ["--format", ""], "format is ''"),
         ("nan", ["--format", "bvh"], "not finite in frame 3"),
         ("flat", ["--format", "bvh"], "the bone to left_wrist has no length in frame 2"),
