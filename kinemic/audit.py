@@ -162,7 +162,7 @@ class Report:
                 "shortest": seconds.min(), "longest": seconds.max(), "joint speed": speed.median(),
                 "slowest": speed.min(), "fastest": speed.max(),
             }  # fmt: skip
-        return pd.DataFrame(rows).T
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     def record(self) -> dict[str, Any]:
         """The whole report as plain data for JSON."""
