@@ -28,7 +28,7 @@ from scipy.spatial import cKDTree
 
 from kinemic import metrics
 from kinemic.artefacts import environment
-from kinemic.data import OFFICIAL, Caption, Clip, lists, official_side, sample_of, survey
+from kinemic.data import OFFICIAL, Caption, Clip, lists, official_side, read_labels, sample_of, survey
 from kinemic.motion import FPS, JOINT_NAMES, MIRROR_PAIRS, NUM_JOINTS
 
 __all__ = ["CHECKS", "CLEAN", "Check", "Finding", "Report", "audit", "audit_folder"]
@@ -162,7 +162,7 @@ class Report:
                 "shortest": seconds.min(), "longest": seconds.max(), "joint speed": speed.median(),
                 "slowest": speed.min(), "fastest": speed.max(),
             }  # fmt: skip
-        return pd.DataFrame(rows).T
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     def record(self) -> dict[str, Any]:
         """The whole report as plain data for JSON."""
@@ -176,6 +176,8 @@ class Report:
                    "what": check.what, "findings": counts[name]} for name, check in CHECKS.items()
         }  # fmt: skip
         plain = {"classes": _plain(self.classes()), "splits": _plain(self.splits), "clips": _plain(self.clips)}
+        spectrum = pd.DataFrame({"frequency (Hz)": self.frequencies, "share of velocity energy": self.spectrum})
+        plain["spectrum"] = _plain(spectrum)
         return {"clean": self.clean, "checks": checks, "findings": findings, **plain, **environment()}
 
     def figures(self) -> dict[str, Any]:
@@ -231,11 +233,13 @@ def audit_folder(
     limits = _thresholds(thresholds)
     found = lists(folder)
     everything = list(dict.fromkeys(name for names in found.values() for name in names))
+    labels = read_labels(Path(folder) / "labels.csv")
     chosen: dict[str, list[str]] = {}
     for name in found if splits is None else splits:
         if name in OFFICIAL:
             for side in ("train", "test"):
-                chosen[f"{name}/{side}"] = [n for n in everything if official_side(n, OFFICIAL[name]) == side]
+                sided = (n for n in everything if official_side(n, OFFICIAL[name], labels.get(n)) == side)
+                chosen[f"{name}/{side}"] = list(sided)
         elif name in found:
             chosen[name] = found[name]
         else:

@@ -50,16 +50,24 @@ examples:
   kinemic import takes/ --to mine --labels takes.csv --licence "CC BY 4.0, A. Name" --jobs 4
   kinemic import cmu/02 --to cmu02 --fps 120
   kinemic import robot.bvh --to mine --skeleton robot.yaml
+  kinemic export mine/walk --format gif                         # look at what was read
 
 The label table is a CSV file with the column name (of the file, without ending) and any of caption, action, subject,
 setup, split; a name with several captions has several rows. A target for the chapters needs actions, subjects, a
 caption per class and the lists (split) pool and test; a source needs captions and the list train, the default.
 
-A skeleton file says which bones of yours are the 22 joints, how long a unit is and which axis points up:
+A skeleton file (YAML) says which bones of yours are the 22 joints, how long a unit is and which axis points up. A joint
+is where a bone begins: left_elbow is what most files call the forearm. Names, or weights that add up to 1:
   metres_per_unit: 0.01
-  up: z
-  mapping: {pelvis: hip, spine1: {hip: 0.5, chest: 0.5}, ...}
-Known skeletons: humanml3d, kinemic, smpl22, smplh, kinect25, kit21, bandai, cmu, mixamo; `base: cmu` starts from one.
+  up: y
+  mapping: {
+    pelvis: hip, spine1: {hip: 0.5, abdomen: 0.5}, spine2: abdomen, spine3: chest, neck: neck, head: head,
+    left_hip: lThigh, left_knee: lShin, left_ankle: lFoot, left_foot: lToe,
+    right_hip: rThigh, right_knee: rShin, right_ankle: rFoot, right_foot: rToe,
+    left_collar: lCollar, left_shoulder: lShldr, left_elbow: lForeArm, left_wrist: lHand,
+    right_collar: rCollar, right_shoulder: rShldr, right_elbow: rForeArm, right_wrist: rHand}
+Known skeletons: humanml3d, kinemic, smpl22, smplh, kinect25, kit21, bandai, cmu, mixamo; with `base: cmu` in the file
+the mapping needs only what differs from one of them.
 
 Recordings are brought to 20 frames per second and the reference bones, and cut into pieces of at most 199 frames.
 The import stops at the first file that cannot be read; the same command then goes on where it was. Until all is there
@@ -132,7 +140,8 @@ MOTION is one of
   FOLDER/NAME         a clip of a folder in the layout of HumanML3D; FOLDER alone means all of them
   synthesize/KEY      generated clips, a folder of the cache (KINEMIC_CACHE, default .cache/kinemic)
 
---format is one of these or several, with commas; data are written before pictures, whatever the order
+--format is one of these or several, with commas; data are written before pictures, whatever the order, and a file
+that cannot be written costs only itself
   bvh    hierarchy and rotations, centimetres, y up           json   what the viewer of the book embeds
   gltf   glTF 2.0: skin, animation and bones to look at       gif    moving picture
   npz    joints and all that is known about them              mp4    film; needs: pip install 'kinemic[video]'
@@ -142,9 +151,10 @@ examples
   kinemic export walk.npy --fps 30 --format bvh
   kinemic export PATH/HumanML3D/000021 --format bvh,gltf,gif --to out
   kinemic export PATH/target --clips pool test --format pyskl --to target.pkl
+  kinemic export PATH/NTU-VIBE --clips official-xsub/train official-xsub/test --format pyskl --to ntu.pkl
   kinemic export .cache/kinemic/synthesize/KEY --clips synth_000000 --format mp4
 
-exit code: 0 everything is written, 2 an error; files that were written before it stay
+exit code: 0 everything is written, 2 an error; all files that could be written are there
 """
 
 
@@ -158,7 +168,10 @@ def _add_export(verbs) -> None:
     parser.add_argument("--format", required=True, metavar="F[,F...]", help="bvh, gltf, gif, mp4, json, npz, pyskl")
     parser.add_argument("--to", default=".", metavar="PATH", help="folder, or the file if there is only one; default .")
     parser.add_argument("--fps", type=float, metavar="F", help="frame rate of plain joints, which do not say it")
-    parser.add_argument("--clips", nargs="+", default=[], metavar="NAME", help="of a folder: these clips or lists only")
+    parser.add_argument(
+        "--clips", nargs="+", default=[], metavar="NAME",
+        help="of a folder: these clips or lists only, also official-xsub/train and the like",
+    )  # fmt: skip
     parser.add_argument("--label", metavar="NAME", help="class of all motions, instead of their own")
     parser.add_argument("--licence", metavar="TEXT", help="terms of the motions, noted in npz and gltf")
     parser.add_argument("--no-text", action="store_true", help="leave caption and label out of pictures")
@@ -192,6 +205,7 @@ It is read whatever is wrong with its files; what cannot be read is a finding li
   kinemic audit PATH/mine --threshold jitter=0.3 --threshold skating=inf --json report.json --figures pictures
 
 A threshold is the largest value that is accepted; inf turns a check off. --checks lists them all.
+--json has the findings, lengths and speeds per class, the measures of every clip, all pairs of lists and the spectrum.
 
 exit code: 0 nothing found, 1 a threshold is crossed, 2 the folder could not be audited
 """

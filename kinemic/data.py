@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -112,6 +113,7 @@ class Clip:
     subject: str | None = None
     segments: tuple[Segment, ...] = ()
     setup: str | None = None
+    fps: ClassVar[float] = motion.FPS  # by the definition of the features; `from_joints` resamples to it
 
     def __post_init__(self):
         if not re.fullmatch(r"[^\s/\\.][^\s/\\]*", self.name):
@@ -422,8 +424,9 @@ def _motion(folder, name):
         finite = np.isfinite(features.astype(np.float32)).all(axis=1)
     except FileNotFoundError:
         return None, [Problem(name, "motion", f"{where} is missing")]
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        return None, [Problem(name, "motion", f"{where} cannot be read ({str(error).splitlines()[0]})")]
+    except (ValueError, TypeError, EOFError, OSError, MemoryError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        return None, [Problem(name, "motion", f"{where} cannot be read ({said})")]
     if finite.all():
         return features, []
     rows = np.flatnonzero(~finite)
@@ -516,19 +519,24 @@ def sample_of(name: str) -> dict[str, str] | None:
     return {k: f"{letter}{v}" for k, letter, v in zip(fields, "SCPRA", match.groups(), strict=True)} if match else None
 
 
-def official_side(name: str, protocol: str) -> str:
-    """Side of an NTU RGB+D sample, by its name alone: "train" or "test".
+def official_side(name: str, protocol: str, labels: Mapping[str, str | None] | None = None) -> str:
+    """Side of an NTU RGB+D sample: "train" or "test".
+
+    Args:
+        name: of the sample, of the form `SsssCcccPpppRrrrAaaa` unless there are labels.
+        protocol: "xsub" or "xset".
+        labels: `subject` and `setup`, which count before the name.
 
     Raises:
-        ValueError: unknown protocol, or a name that is not of the form `SsssCcccPpppRrrrAaaa`.
+        ValueError: unknown protocol, or neither labels nor name say the side.
 
     Source: as `official_split`.
     """
     if protocol not in OFFICIAL.values():
         raise ValueError(f"protocol is {protocol!r}, expected 'xsub' or 'xset'")
-    if sample_of(name) is None:
+    if sample_of(name) is None and not labels:
         raise ValueError(f"name is {name!r}, expected the form S001C001P001R001A001")
-    return ("train", "test")[_side(name, {}, protocol)]
+    return ("train", "test")[_side(name, labels or {}, protocol)]
 
 
 def few_shot(
@@ -685,7 +693,10 @@ def _lines(path, expected):
     """Stripped non-empty lines of a file; at least one."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, expected {expected}; check the path and the split name")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}), expected {expected}; save it as UTF-8") from error
     lines = [line for line in lines if line]
     if not lines:
         raise ValueError(f"{path} is empty, expected {expected}")
@@ -705,8 +716,8 @@ def _clip(folder, name, **rest):
     captions = read_captions(folder / "texts" / f"{name}.txt")
     try:
         features = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (ValueError, EOFError, OSError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} cannot be read ({reason}), expected a .npy array; copy it again") from error
     try:
         return Clip(name, features, captions, **rest)
@@ -802,6 +813,10 @@ def ntu_classes(folder: Path) -> list[str]:
         raise FileNotFoundError(f"{folder} has neither ntu_classes.txt nor ntu_metadata.json, expected the class names")
     try:
         actions = json.loads(path.read_text(encoding="utf-8"))["actions"]
-        return [entry["action"] for entry in sorted(actions, key=lambda entry: entry["tag"])]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: {error!r}, expected actions with 'action' and 'tag'; copy it again") from error
+        names = [entry["action"] for entry in sorted(actions, key=lambda entry: entry["tag"])]
+        if not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError("an action that is no text")
+        return names
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"  # its repr may hold the whole file
+        raise ValueError(f"{path}: {found}, expected actions with 'action' and 'tag'; copy it again") from error

@@ -24,7 +24,7 @@ import pickletools
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,13 +35,14 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 import kinemic
-from kinemic.data import Clip, read_clips, read_humanml3d, read_ntu_vibe
+from kinemic.data import OFFICIAL, Clip, ntu_classes, read_clips, read_humanml3d, read_ntu_vibe, sample_of
 from kinemic.motion import DIRECTIONS, FPS, JOINT_NAMES, NUM_FEATURES, NUM_JOINTS, PARENTS, decode
 
 __all__ = ["FORMATS", "Motion", "bvh", "gltf", "pyskl", "read", "save"]
 
+# in the order of writing: first what takes the joints as they are, then what may refuse them, pictures last
 FORMATS = {
-    "bvh": ".bvh", "gltf": ".gltf", "npz": ".npz", "json": ".json", "pyskl": ".pkl", "gif": ".gif", "mp4": ".mp4",
+    "npz": ".npz", "json": ".json", "pyskl": ".pkl", "bvh": ".bvh", "gltf": ".gltf", "gif": ".gif", "mp4": ".mp4",
 }  # fmt: skip
 _PICTURES = ("gif", "mp4")
 
@@ -105,7 +106,7 @@ class Motion:
     def of(cls, clip: Clip, **rest) -> Motion:
         """The joints of a clip, its first caption and its action; `rest` are the other fields."""
         caption = clip.captions[0].text if clip.captions else None
-        return cls(clip.name, clip.joints, FPS, **{"caption": caption, "label": clip.action} | rest)
+        return cls(clip.name, clip.joints, clip.fps, **{"caption": caption, "label": clip.action} | rest)
 
     def __len__(self) -> int:
         return len(self.joints)
@@ -126,8 +127,9 @@ def read(source: str | Path, fps: float | None = None, clips: Sequence[str] = ()
             - a folder in the layout of HumanML3D or NTU-VIBE, or FOLDER/NAME for one clip of it;
             - a folder `synthesize/KEY` of the cache, with generated clips.
         fps: frame rate of plain joints; only they need it.
-        clips: of a folder: names of clips, or of lists (`train` for `train.txt`, `splits/...` for NTU-VIBE), which
-            become the split of their clips; none means all clips.
+        clips: of a folder: names of clips, or of lists (`train` for `train.txt`, `fewshot/S0000/xsub/train` for
+            NTU-VIBE; `official-xsub/train`, `official-xset/test` and so on by the official protocols), which become
+            the split of their clips; none means all clips.
 
     Raises:
         FileNotFoundError: there is no such file, clip or list.
@@ -204,21 +206,31 @@ def _folder(folder: Path, clips: Sequence[str]) -> list[Motion]:
     terms = folder / "LICENCE.txt"  # where `kinemic import` notes them
     licence = terms.read_text(encoding="utf-8", errors="replace").strip() if terms.is_file() else None
     ntu = any((folder / name).is_file() for name in ("ntu_classes.txt", "ntu_metadata.json"))
+    classes = ntu_classes(folder) if ntu else []
     if not clips:
         names = sorted(path.stem for path in vectors.glob("*.npy"))
         if not names:
             raise ValueError(f"{vectors}: holds no .npy, expected at least one clip")
-        return [Motion.of(clip, licence=licence) for clip in read_clips(folder, names)]
+        return [Motion.of(clip, licence=licence, label=_label(clip, classes)) for clip in read_clips(folder, names)]
     motions = []
     for name in clips:
-        if (folder / ("splits" if ntu else "") / f"{name}.txt").is_file():
+        listing = folder / ("splits" if ntu else "") / f"{name}.txt"
+        if listing.is_file() or name.partition("/")[0] in OFFICIAL:
             listed = read_ntu_vibe(folder, name) if ntu else read_humanml3d(folder, name)
             motions += [Motion.of(clip, licence=licence, split=name.replace("/", "_")) for clip in listed]
         elif (vectors / f"{name}.npy").is_file():
-            motions.append(Motion.of(*read_clips(folder, [name]), licence=licence))
+            (clip,) = read_clips(folder, [name])
+            motions.append(Motion.of(clip, licence=licence, label=_label(clip, classes)))
         else:
             raise FileNotFoundError(f"{folder}: has no clip and no list {name!r}; check --clips")
     return motions
+
+
+def _label(clip: Clip, classes: Sequence[str]) -> str | None:
+    """Action of a clip; where only its name says it, as in NTU-VIBE, from the table of classes."""
+    sample = sample_of(clip.name)
+    number = int(sample["action"][1:]) if sample else 0
+    return clip.action or (classes[number - 1] if 0 < number <= len(classes) else None)
 
 
 def _generated(folder: Path, clips: Sequence[str]) -> list[Motion]:
@@ -245,6 +257,8 @@ def save(
 ) -> list[Path]:
     """Write motions in one format or several, data of all motions before any picture.
 
+    A file that cannot be written costs only itself: all others are tried before the error is raised.
+
     Args:
         motions: with different names; a `data.Clip` is one at 20 fps.
         formats: keys of `FORMATS`. `pyskl` is one file for all motions, with the names of its classes beside it, one a
@@ -257,7 +271,7 @@ def save(
 
     Raises:
         ValueError: no motions, equal names, an unknown format, a motion or place that cannot be written, an encoder
-            that is missing or fails. Files that were written before it stay.
+            that is missing or fails (the first of several). All other files are there.
 
     Warns:
         UserWarning: a motion whose bones change their lengths goes into BVH or glTF with mean lengths.
@@ -282,20 +296,26 @@ def save(
     except OSError as error:
         raise ValueError(f"{folder}: cannot be made ({error.strerror}); choose another --to") from error
     jobs: list[tuple[Path, Callable[[Path], Any]]] = []
-    for form in sorted(formats, key=lambda name: name in _PICTURES):
+    for form in sorted(formats, key=list(FORMATS).index):
         if form == "pyskl":
             path = to if single else folder / "motions.pkl"
-            table, classes = _pickled(pyskl(motions)), "".join(f"{name}\n" for name in _classes(motions))
-            jobs.append((path, partial(Path.write_bytes, data=table)))
-            jobs.append((path.with_suffix(".classes.txt"), partial(Path.write_text, data=classes, encoding="utf-8")))
+            jobs.append((path, partial(_pickle, motions)))
+            jobs.append((path.with_suffix(".classes.txt"), partial(_class_list, motions)))
             continue
         for motion in motions:
             path = to if single else folder / f"{motion.name}{FORMATS[form]}"
             title = (motion.caption or motion.label) if text and form in _PICTURES else None
             jobs.append((path, partial(_WRITERS[form], motion, title)))
+    errors = []
     for path, write in jobs:
-        with _whole(path) as draft:
-            write(draft)
+        try:
+            with _whole(path) as draft:
+                write(draft)
+        except ValueError as error:
+            errors.append(error)
+    if errors:
+        more = f" ({len(errors)} of {len(jobs)} files are not written, this is the first)" if len(errors) > 1 else ""
+        raise ValueError(f"{errors[0]}{more}") from errors[0]
     return [path for path, _ in jobs]
 
 
@@ -552,9 +572,14 @@ def _body(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _classes(motions: Sequence[Motion]) -> list[str]:
+    """Labels, sorted, of motions that fit into one pickle."""
     missing = next((motion.name for motion in motions if motion.label is None), None)
     if missing is not None:
         raise ValueError(f"{missing} has no label, which pyskl wants for each motion; give it with --label")
+    rates = sorted({motion.fps for motion in motions})
+    if len(rates) > 1:
+        found = ", ".join(f"{rate:g}" for rate in rates)
+        raise ValueError(f"motions have {found} frames per second, for which pyskl has no field; export them apart")
     return sorted({motion.label for motion in motions})
 
 
@@ -572,11 +597,8 @@ def pyskl(motions: Sequence[Motion], classes: Sequence[str] | None = None) -> di
     Raises:
         ValueError: a motion without label, a label that is no class, or motions of different frame rates.
     """
-    classes = _classes(motions) if classes is None else list(classes)
-    rates = sorted({motion.fps for motion in motions})
-    if len(rates) > 1:
-        found = ", ".join(f"{rate:g}" for rate in rates)
-        raise ValueError(f"motions have {found} frames per second, for which pyskl has no field; export them apart")
+    labels = _classes(motions)
+    classes = labels if classes is None else list(classes)
     split: dict[str, list[str]] = {}
     annotations = []
     for motion in motions:
@@ -590,15 +612,19 @@ def pyskl(motions: Sequence[Motion], classes: Sequence[str] | None = None) -> di
     return {"split": split, "annotations": annotations}
 
 
-def _pickled(table: Mapping[str, Any]) -> bytes:
+def _pickle(motions: Sequence[Motion], draft: Path) -> None:
     """A pickle that numpy 1 reads too: pyskl lives in environments where `numpy._core` is still `numpy.core`."""
-    content = pickle.dumps(table, protocol=3)  # the last one that writes names of modules as plain lines
+    content = pickle.dumps(pyskl(motions), protocol=3)  # the last one that writes names of modules as plain lines
     out, done = b"", 0
     for code, name, place in pickletools.genops(content):
         if code.name == "GLOBAL" and name.startswith("numpy._core."):
             out += content[done:place] + b"cnumpy.core."
             done = place + len(b"cnumpy._core.")
-    return out + content[done:]
+    draft.write_bytes(out + content[done:])
+
+
+def _class_list(motions: Sequence[Motion], draft: Path) -> None:
+    draft.write_text("".join(f"{name}\n" for name in _classes(motions)), encoding="utf-8")
 
 
 # --- pictures ---

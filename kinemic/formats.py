@@ -289,9 +289,14 @@ def _read_npz(source, skeleton, fps):
             raise ValueError(f"array names has shape {names.shape} of {names.dtype}, expected one text per joint")
         names = None if names is None else tuple(str(name) for name in names)
         stated = _scalar(array("fps"), "array fps", float)
-        labels = {key: _scalar(array(key), f"array {key}", str) for key in ("action", "subject", "setup")}
-        labels = {key: value for key, value in labels.items() if value}
-        yield replace(_from_array(source, array("joints"), skeleton, fps, stated, names), **labels)
+        texts = ("action", "label", "caption", "subject", "setup")
+        told = {key: _scalar(array(key), f"array {key}", str) for key in texts}
+        told = {key: value for key, value in told.items() if value}
+        if "label" in told:  # as `kinemic export` calls the action
+            told.setdefault("action", told.pop("label"))
+        if "caption" in told:
+            told["captions"] = (data.Caption(told.pop("caption")),)
+        yield replace(_from_array(source, array("joints"), skeleton, fps, stated, names), **told)
     elif "betas" not in keys:  # a file with betas and without poses is the body shape beside AMASS clips
         raise ValueError(f"there is no array joints (or poses, of AMASS), found {', '.join(keys[:10])}; rename one")
 

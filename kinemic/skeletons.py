@@ -192,7 +192,7 @@ def recognise(names: Sequence[str]) -> Skeleton:
     """The known skeleton that fits the names of a file; of several, the one that names most of its joints.
 
     Raises:
-        ValueError: none fits; the message says which comes nearest and how to give one's own.
+        ValueError: none fits; the message says which comes near, if one does, and how to give one's own.
     """
     lacking = {}
     bare = {_bare(name) for name in names} | set(names)
@@ -202,10 +202,13 @@ def recognise(names: Sequence[str]) -> Skeleton:
     if not fitting:
         shown = [name for name in names if not name.endswith("_end")]  # end sites of a BVH file
         near = min(lacking, key=lambda name: len(lacking[name]) / len(known()[name].sources))
-        raise ValueError(
-            f"no known skeleton fits the joints {_some(shown)}; nearest is {near}, which needs {_some(lacking[near])}; "
-            "write a table of your own and pass it as the skeleton (--skeleton FILE.yaml)"
-        )
+        found = f"no known skeleton fits the joints {_some(shown)}"
+        if 2 * len(lacking[near]) > len(known()[near].sources):  # a base that shares next to nothing is of no help
+            mend = "write a table that maps the 22 joints to them (an example: kinemic import --help)"
+        else:
+            found += f"; nearest is {near}, which needs {_some(lacking[near])}"
+            mend = f"write a table with `base: {near}` and a mapping of what differs"
+        raise ValueError(f"{found}; {mend}, and pass it as the skeleton (--skeleton FILE.yaml)")
     return known()[max(fitting, key=lambda name: len(known()[name].joints.keys() & bare))]
 
 

@@ -282,6 +282,17 @@ def test_real_recordings_have_the_known_repetitions_and_hardly_anything_else(sha
     assert {(f.clip, f.other) for f in report.findings} == known and {f.check for f in report.findings} == {"duplicate"}
 
 
+def test_official_sides_are_read_from_labels_where_names_do_not_say_them(tmp_path, made):
+    people = [("P001", "S001"), ("P003", "S002"), ("P001", "S002")]
+    clips = [replace(clip, name=f"take_part{k:02d}", subject=subject, setup=setup)
+             for k, (clip, (subject, setup)) in enumerate(zip(made.source, people, strict=False))]  # fmt: skip
+    data.write_humanml3d(tmp_path / "set", {"train": clips})
+    for name, sizes in (("official-xsub", (2, 1)), ("official-xset", (2, 1))):
+        report = audit.audit_folder(tmp_path / "set", [name])
+        (row,) = report.splits[["clips", "clips of second"]].itertuples(index=False)
+        assert tuple(row) == sizes and not {f.check for f in report.findings} & {"subjects", "protocol", "shared"}
+
+
 # --- folders, the command, bad input
 
 
@@ -299,7 +310,8 @@ def test_the_command_tells_by_its_exit_code_and_writes_the_report(folder, tmp_pa
     spoiled = made.source[0].features.copy()
     spoiled[20:23, 5] = np.nan
     np.save(folder / "new_joint_vecs" / f"{name}.npy", spoiled)
-    (folder / "new_joint_vecs" / f"{made.source[1].name}.npy").write_bytes(b"nothing")
+    with open(folder / "new_joint_vecs" / f"{made.source[1].name}.npy", "wb") as stream:  # declares 100 TB
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (10**11, 263)})
     (folder / "texts" / f"{made.source[2].name}.txt").write_text("walks\n")
     (folder / "new_joint_vecs" / f"{made.source[3].name}.npy").unlink()
     report, pictures = tmp_path / "report.json", tmp_path / "pictures"
@@ -313,13 +325,14 @@ def test_the_command_tells_by_its_exit_code_and_writes_the_report(folder, tmp_pa
         ("file", made.source[1].name), ("file", made.source[3].name), ("missing", name),
         ("caption", made.source[2].name),
     ]  # fmt: skip
+    assert len(written["spectrum"]) == 41 and written["classes"][0]["clips"] == len(written["clips"]) == 6
     assert {p.name for p in pictures.iterdir()} == {"lengths.png", "speeds.png", "spectrum.png"}
 
 
 @pytest.mark.parametrize(("words", "said"), [
     (["nowhere"], "nowhere is not a folder"),
     (["{}", "--split", "val"], "has no list 'val', expected one of test, train"),
-    (["{}", "--split", "official-xsub"], "expected the form S001C001P001R001A001"),
+    (["{}", "--split", "official-xsub"], "expected the form P001 for xsub"),
     (["{}", "--threshold", "shake=1"], "threshold 'shake' is unknown"),
     (["{}", "--threshold", "jitter=-1"], "expected a number >= 0"),
 ])  # fmt: skip

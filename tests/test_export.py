@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pybvh
@@ -16,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kinemic import cli, data, export, motion, viz
+from kinemic import cli, data, export, formats, motion, viz
 from kinemic.export import Motion
 
 COMPONENT = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -171,6 +172,15 @@ def test_real_motion_comes_back_from_a_bvh(tmp_path, shared_data):
     np.testing.assert_allclose(joints, motion.decode(np.load(path)), atol=1e-4)
 
 
+@pytest.mark.parametrize("form", ["bvh", "npz"])
+def test_what_was_exported_can_be_imported_again(tmp_path, clip, form):
+    (path,) = export.save([clip], form, tmp_path)
+    (made,) = formats.read(path)
+    assert made.fps == 20 and np.abs(made.body() - clip.joints).max() < 1e-4
+    if form == "npz":
+        assert made.action == "walk" and [c.text for c in made.captions] == ["a person walks"]
+
+
 def test_bones_that_change_are_named_and_get_their_mean_length(tmp_path, clip):
     joints = clip.joints.copy()
     joints[::2, 20] += 0.05 * (joints[::2, 20] - joints[::2, 18]) / motion.BONE_LENGTHS[20]
@@ -237,6 +247,37 @@ def test_a_gltf_keeps_the_rules_of_the_specification(clip):
     # outward faces: the volume they enclose is positive
     a, b, c = corners[triangles.reshape(-1, 3)].astype(float).transpose(1, 0, 2)
     assert (np.einsum("ij,ij->i", a, np.cross(b, c)).reshape(21, 8).sum(axis=-1) > 0).all()
+
+
+KHRONOS = """
+const validator = require('gltf-validator'), documents = JSON.parse(require('fs').readFileSync(0));
+Promise.all(documents.map(each => validator.validateString(JSON.stringify(each)))).then(
+    reports => console.log(JSON.stringify(reports.map(each => each.issues.messages.map(found => found.code)))));
+"""
+
+
+@pytest.fixture(scope="module")
+def khronos():
+    """The validator of Khronos: `npm install --no-save gltf-validator` in the checkout, or NODE_PATH names it."""
+    words, here = ["node", "-e"], Path(__file__).parents[1]
+    try:
+        subprocess.run([*words, "require('gltf-validator')"], cwd=here, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no Node.js with gltf-validator: npm install --no-save gltf-validator")
+
+    def validate(documents):
+        given = {"input": json.dumps(documents), "text": True}
+        return json.loads(subprocess.run([*words, KHRONOS], cwd=here, check=True, capture_output=True, **given).stdout)
+
+    return validate
+
+
+def test_the_validator_of_khronos_finds_nothing(khronos, clip, walk):
+    good = [clip, Motion("one frame", walk(1), 12.5), Motion("half turns", walk(40, turn=0.4), 120), CORNERS]
+    broken = export.gltf(clip)
+    broken["accessors"][0]["count"] += 1
+    *nothing, found = khronos([*map(export.gltf, good), broken])
+    assert nothing == [[]] * len(good) and any("ACCESSOR" in code for code in found)
 
 
 # --- npz, JSON, pyskl
@@ -332,6 +373,17 @@ def test_a_failing_encoder_loses_no_motion(tmp_path, clip, monkeypatch, capsys, 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["walk.bvh", "walk.npz"]
 
 
+def test_a_motion_that_one_format_refuses_is_kept_in_the_others(tmp_path, clip, walk):
+    flat = walk(24)
+    flat[2, 20] = flat[2, 18]  # a bone without length, which has no rotation
+    motions = [Motion("flat", flat, 30), clip]
+    with pytest.raises(ValueError, match=r"flat has no label.*\(4 of 10 files are not written, this is the first\)$"):
+        export.save(motions, ["gltf", "gif", "pyskl", "bvh", "npz"], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "flat.gif", "flat.npz", "walk.bvh", "walk.gif", "walk.gltf", "walk.npz"]  # fmt: skip
+    np.testing.assert_allclose(export.read(tmp_path / "flat.npz")[0].joints, flat, atol=1e-6)
+
+
 # --- sources
 
 
@@ -378,6 +430,24 @@ def test_lists_of_ntu_vibe_keep_their_classes(shared_data):
     motions = export.read(shared_data / "ntu-vibe-fewshot", clips=["fewshot/S0000/xsub/train"])
     assert len(motions) == 30 and {m.split for m in motions} == {"fewshot_S0000_xsub_train"}
     assert {m.label for m in motions} == {"run on the spot", "side kick", "stretch oneself"}
+    everything = {m.name: m.label for m in export.read(shared_data / "ntu-vibe-fewshot")}
+    assert everything == {m.name: m.label for m in motions}
+
+
+def test_official_sides_are_lists_too(tmp_path, walk, shared_data):
+    labels = {"pool": ("P001", "S002"), "test": ("P003", "S001")}
+    clips = {side: data.Clip.from_joints(side, walk(30), 20, action="walk", subject=subject, setup=setup)
+             for side, (subject, setup) in labels.items()}  # fmt: skip
+    data.write_humanml3d(tmp_path / "set", {"all": list(clips.values())})
+    for protocol in ("official-xsub", "official-xset"):
+        read = export.read(tmp_path / "set", clips=[f"{protocol}/train", f"{protocol}/test"])
+        assert [(m.name, m.split) for m in read] == [("pool", f"{protocol}_train"), ("test", f"{protocol}_test")]
+    with pytest.raises(ValueError, match="split is 'official-xsub', expected official-xsub/train"):
+        export.read(tmp_path / "set", clips=["official-xsub"])
+    sides = [export.read(shared_data / "ntu-vibe-fewshot", clips=[f"official-xsub/{side}"])
+             for side in ("train", "test")]  # fmt: skip
+    people = [{m.name[8:12] for m in side} for side in sides]
+    assert sum(map(len, sides)) == 30 and all(people) and not people[0] & people[1]
 
 
 def test_clips_in_memory_are_taken_too(folder, tmp_path):
@@ -421,7 +491,7 @@ def spoil(joints, what):
 @pytest.mark.parametrize(
     ("what", "words", "message"),
     [
-        ("", ["--format", "fbx"], "format is 'fbx', expected one of bvh"),
+        ("", ["--format", "fbx"], "format is 'fbx', expected one of npz"),
         ("", ["--format", ""], "format is ''"),
         ("nan", ["--format", "bvh"], "not finite in frame 3"),
         ("flat", ["--format", "bvh"], "the bone to left_wrist has no length in frame 2"),

@@ -204,6 +204,39 @@ def test_the_command_of_one_who_is_new(tmp_path, capsys):
     assert "examples:" in capsys.readouterr().out
 
 
+def test_a_strange_file_is_imported_by_what_help_and_messages_say(tmp_path, capsys):
+    """Poser's names, millimetres, tabs, Windows line ends; the table is the example of the help, but for the unit."""
+    sides = [(s + name, s + parent if parent else "hip" if name == "Thigh" else "chest", (x * a, b, c))
+             for s, x in (("l", 10), ("r", -10))
+             for name, parent, (a, b, c) in (
+                 ("Thigh", "", (9, -50, 0)), ("Shin", "Thigh", (0, -420, 0)), ("Foot", "Shin", (0, -420, -20)),
+                 ("Toe", "Foot", (0, -70, 130)), ("Collar", "", (3, 180, 0)), ("Shldr", "Collar", (14, 0, 0)),
+                 ("ForeArm", "Shldr", (27, 0, 0)), ("Hand", "ForeArm", (25, 0, 0)))]  # fmt: skip
+    trunk = [("hip", None, (0, 950, 0)), ("abdomen", "hip", (0, 120, -10)), ("chest", "abdomen", (0, 200, 0)),
+             ("neck", "chest", (0, 240, 0)), ("head", "neck", (0, 90, 20))]  # fmt: skip
+    path, table = tmp_path / "strange.bvh", tmp_path / "strange.yaml"
+    names, joints = recordings.write_bvh(
+        path, [*trunk, *sides], 150, order="YXZ", moving=("chest", "lShldr"), frame_time="0.016667", indent="\t",
+        newline="\r\n", extra="\t",
+    )  # fmt: skip
+    words = ["import", str(path), "--to", str(tmp_path / "mine")]
+    assert main(words) == 2
+    assert "an example: kinemic import --help" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["import", "--help"])
+    example = capsys.readouterr().out.split("  metres_per_unit", 1)[1].split("Known skeletons", 1)[0]
+    table.write_text("  metres_per_unit" + example)
+    words += ["--skeleton", str(table)]
+    assert main(words) == 2
+    assert "metres_per_unit about 0.001" in capsys.readouterr().err
+    table.write_text(table.read_text().replace("0.01", "0.001"))
+    assert main(words) == 0
+    assert " 60 " in capsys.readouterr().out
+    (made,) = formats.read(path, formats.skeletons.load(table))
+    np.testing.assert_allclose(made.body()[:, 21], joints[:, names.index("rHand")] / 1000, atol=1e-8)
+    assert main(["export", str(tmp_path / "mine" / "strange"), "--format", "npz", "--to", str(tmp_path)]) == 0
+
+
 def test_the_command_says_what_to_do_with_unknown_bones(tmp_path, capsys):
     path = tmp_path / "odd.bvh"
     recordings.write_bvh(path, frames=60)

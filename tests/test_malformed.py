@@ -5,6 +5,7 @@ holds for all: one line that names the file, no folder, no draft, no growing mem
 """
 
 import io
+import json
 import os
 import pickle
 import random
@@ -257,6 +258,41 @@ def test_humanml3d(base, tmp_path, walk, broken):
             shutil.rmtree(tmp_path / "out")
         return
     run(folder, folder / broken, mutate_npy if broken.endswith("npy") else mutate_text, tmp_path, least=0.1)
+
+
+def test_kit(base, tmp_path, walk):
+    folder = base / "kit"
+    recordings.write_vectors(folder, walk)
+    rows = np.load(folder / "new_joint_vecs" / "a1.npy")[:, :251]
+    np.save(folder / "new_joint_vecs" / "a1.npy", rows / [1, *[0.0015625] * 250])
+    run(folder, folder / "new_joint_vecs" / "a1.npy", mutate_npy, tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["new_joint_vecs", "texts", "ntu_classes.txt", "ntu_metadata.json", "splits"])
+def test_ntu_vibe(base, tmp_path, walk, broken):
+    folder, name = base / "ntu", "S001C001P001R001A002"
+    recordings.write_vectors(folder, walk, (name,))
+    (folder / "splits" / "few").mkdir(parents=True)
+    (folder / "splits" / "few" / "train.txt").write_text(f"{name}\n")
+    actions = [{"tag": tag, "action": action} for tag, action in (("A001", "drink"), ("A002", "eat"))]
+    if broken == "ntu_metadata.json":
+        (folder / broken).write_text(json.dumps({"actions": actions}, indent=1))
+    else:
+        (folder / "ntu_classes.txt").write_text("drink\neat\n")
+    target = folder / broken
+    if target.is_dir():
+        target = next(path for path in target.rglob("*") if path.is_file())
+    # a list cannot break an import, only lose a name; nor can a class name that is another word
+    least = {"splits": -1, "new_joint_vecs": 0.25}.get(broken, 0)
+    run(folder, target, mutate_npy if broken == "new_joint_vecs" else mutate_text, tmp_path, least)
+
+
+def test_tables_that_are_nested_without_end(base, tmp_path, walk):
+    recordings.write_vectors(base / "ntu", walk, ("S001C001P001R001A001",))
+    (base / "ntu" / "splits").mkdir()
+    (base / "ntu" / "ntu_metadata.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="ntu_metadata.json: .*expected actions"):
+        importing.convert(base / "ntu", tmp_path / "out")
 
 
 def test_ntu(base, tmp_path):

@@ -64,8 +64,10 @@ def test_names_are_recognised_with_and_without_a_prefix():
         assert found.name == "mixamo" and found.find([prefix + name for name in names])["Hips"] == 0
     for name in ("bandai", "cmu", "humanml3d", "kinemic"):
         assert skeletons.recognise(list(skeletons.known()[name].joints)).name == name
-    with pytest.raises(ValueError, match="no known skeleton fits the joints hip, chest; nearest is"):
+    with pytest.raises(ValueError, match="fits the joints hip, chest; write a table that maps the 22 joints to them"):
         skeletons.recognise(["hip", "chest"])
+    with pytest.raises(ValueError, match="nearest is mixamo, which needs Hips; write a table with `base: mixamo`"):
+        skeletons.recognise(["pelvis", *names[1:]])
     with pytest.raises(ValueError, match="Hips is there 2 times"):
         skeletons.load("mixamo").find([f"{who}:{name}" for who in "ab" for name in names])
 
