@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RECORD / "benchmarks" / "sample.json")
     options = parser.parse_args(argv)
     counts, seeds, per_class, batch, repetitions = ((4, 2), 2, 4, 8, 1) if options.quick else (
-        (20, 15, 10, 8, 5, 4), 5, 32, 64, 3)  # fmt: skip
+        (20, 10, 8, 5), 5, 24, 64, 3)  # fmt: skip
 
     lab = laboratory()
     cfg = lab.cfg.diffusion
