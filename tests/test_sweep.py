@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -66,8 +67,10 @@ class Place:
         return ["sweep", str(self.notebook), "--grid", str(path)]
 
     def start(self, *words):
+        # a shell starts its background jobs with Ctrl-C ignored, which the tests would inherit and pass on
+        restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         return subprocess.Popen([sys.executable, "-m", "kinemic.cli", *words], text=True, start_new_session=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=restore)  # fmt: skip
 
     def log(self, word):
         """(shots, pid of the kernel, pid of its helper) for every line that begins with the word."""
