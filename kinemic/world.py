@@ -4,7 +4,7 @@ Two domains are made from one table of parametric actions (`kinemic.acting`):
 
 * **source**: clean clips of 4 to 9.8 s with one to four actions, planted feet, captions of the clip and of its parts,
   each clip also mirrored, with left and right exchanged in its captions;
-* **target**: clips of 0.9 to 3 s with one action each, by other subjects in another manner, with the errors of poses
+* **target**: clips of 0.8 to 3 s with one action each, by other subjects in another manner, with the errors of poses
   that were estimated from video (jitter, slow drift, tilt, lost root translation).
 
 Every frame of a source clip carries its true action (`Clip.segments`), so mined windows can be judged.
