@@ -112,7 +112,7 @@ def save_mdm(folder: str | Path, model: Denoiser, args: Mapping[str, Any], name:
 
     Args:
         folder: made if it is missing.
-        model: one frame per token, since MDM knows no patches; an action table is written along.
+        model: one frame per token and no knots of text, since MDM knows neither; an action table is written along.
         args: what `load_mdm` returned, or at least `diffusion_steps`; sizes are filled in.
         name: of the file.
 
@@ -120,10 +120,12 @@ def save_mdm(folder: str | Path, model: Denoiser, args: Mapping[str, Any], name:
         The file's path.
 
     Raises:
-        ValueError: the model has patches.
+        ValueError: the model has what MDM lacks.
     """
-    if model.patch != 1:
-        raise ValueError(f"a model with {model.patch} frames per token has no MDM layout: train one with patch 1")
+    plain = {"patch": 1, "text_knots": 0}
+    other = [f"{name} {model.settings[name]}" for name, value in plain.items() if model.settings[name] != value]
+    if other:
+        raise ValueError(f"a model with {', '.join(other)} has no MDM layout: train one with patch 1 and text_knots 0")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().clone() for k, v in _to_mdm(model).items()}

@@ -68,6 +68,7 @@ class DenoiserSettings(Section):
     ff: Count = 1024
     dropout: Share = 0.1
     patch: Count = 1  # frames per token
+    text_knots: Annotated[int, Field(ge=0)] = 0  # vectors of text along the clip; 0 = one token says it, as in MDM
 
 
 class DiffusionSettings(Section):

@@ -1,7 +1,7 @@
 """The motion diffusion model: a transformer encoder that predicts the clean motion from a noised one.
 
 One condition token (time + text + action) stands before the frames; its sum of embeddings is the only place where
-the condition enters. Attention is written with four plain Linears, so that low-rank adapters of `peft` are exact
+the condition enters, unless the text is also spread along the clip (`text_knots`). Attention is written with four plain Linears, so that low-rank adapters of `peft` are exact
 on each projection (on `nn.MultiheadAttention` they are not: the fused kernel reads the base weights).
 """
 
@@ -85,6 +85,9 @@ class Denoiser(nn.Module):
         layers, heads, ff: depth, attention heads and feed-forward width (paper 8, 4, 1024).
         dropout: probability in the layers and after the positional code.
         patch: consecutive frames that share a token; 1 in the paper, 2 halves the cost of the embedded world.
+        text_knots: K, how many vectors a second, small network makes of the text, to be spread evenly along the clip and
+            added to its tokens, linear in between. 0 in the paper, where the one token that carries the text says the
+            same to every frame, and a model learns late which action comes first.
         action_init: 'zero' leaves the pre-trained model undisturbed at the first step; 'normal' draws the table from
             N(0, 1) as the reference implementation does.
 
@@ -105,6 +108,7 @@ class Denoiser(nn.Module):
         ff: int = 1024,
         dropout: float = 0.1,
         patch: int = 1,
+        text_knots: int = 0,
         action_init: str = "zero",
     ):
         super().__init__()
@@ -122,12 +126,16 @@ class Denoiser(nn.Module):
             ff=ff,
             dropout=dropout,
             patch=patch,
+            text_knots=text_knots,
             action_init=action_init,
         )
         self.num_features, self.patch, self.dropout = num_features, patch, dropout
         self.input_proj = nn.Linear(num_features * patch, dim)
         self.time_mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.embed_text = nn.Linear(text_dim, dim)
+        self.text_track = None
+        if text_knots:
+            self.text_track = nn.Sequential(nn.Linear(text_dim, dim), nn.SiLU(), nn.Linear(dim, text_knots * dim))
         self.embed_action = nn.Embedding(num_actions, dim) if num_actions else None
         if num_actions and action_init == "zero":
             nn.init.zeros_(self.embed_action.weight)
@@ -148,6 +156,14 @@ class Denoiser(nn.Module):
     def tokens(self, lengths: Tensor) -> Tensor:
         """Number of tokens that hold frames of clips with these lengths."""
         return (lengths + self.patch - 1) // self.patch
+
+    def _along(self, track: Tensor, real: Tensor) -> Tensor:
+        """(B, N, d): knots (B, K * d), evenly spaced over each clip's real tokens, linear in between."""
+        knots = track.view(len(track), -1, self.table.shape[1])
+        K, N = knots.shape[1], real.shape[1]
+        place = (torch.arange(N, device=track.device) + 0.5) / real.sum(1, keepdim=True)  # (B, N), 0 to 1 where real
+        near = 1 - (place[..., None] * (K - 1) - torch.arange(K, device=track.device)).abs()
+        return near.clamp(min=0).to(knots.dtype) @ knots
 
     def forward(
         self,
@@ -180,7 +196,8 @@ class Denoiser(nn.Module):
         B, T, _ = x.shape
         c = self.time_mlp(self.table[t])  # (B, d)
         if text is not None:
-            c = c + self.embed_text(text if keep_text is None else text * keep_text[:, None])
+            text = text if keep_text is None else text * keep_text[:, None]
+            c = c + self.embed_text(text)
         if action is not None:
             if self.embed_action is None:
                 raise ValueError("an action was given to a model without action table: build it with num_actions > 0")
@@ -194,6 +211,8 @@ class Denoiser(nn.Module):
         N = x.shape[1] // self.patch
         h = self.input_proj(x.reshape(B, N, -1))
         keep = F.pad(mask.view(B, N, self.patch).any(-1), (1, 0), value=True)  # (B, 1 + N)
+        if text is not None and self.text_track is not None:
+            h = h + self._along(self.text_track(text), keep[:, 1:])
         h = torch.cat([c[:, None], h], dim=1) + self.table[: N + 1]
         # Only attention needs clips side by side; everything else runs over the real tokens alone.
         count = keep.numel()

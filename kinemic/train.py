@@ -604,9 +604,9 @@ class Adaptation:
         student = prior.with_actions(num_actions, action_init).to(device)
         if tuning == "lora":
             add_lora(student, rank=rank, alpha=alpha, dropout=lora_dropout)
-        elif method != "scratch":  # norms and the text projection stay the prior's
+        elif method != "scratch":  # norms and what reads the text stay the prior's
             for name, parameter in student.named_parameters():
-                parameter.requires_grad_(".norm" not in name and not name.startswith("embed_text"))
+                parameter.requires_grad_(".norm" not in name and not name.startswith(("embed_text", "text_track")))
         self.student = student.train()
         self.use_text, self.use_action = "text" in condition, "action" in condition
         if not self.use_action:
