@@ -112,7 +112,7 @@ def save_mdm(folder: str | Path, model: Denoiser, args: Mapping[str, Any], name:
 
     Args:
         folder: made if it is missing.
-        model: one frame per token and no knots of text, since MDM knows neither; an action table is written along.
+        model: one frame per token, no knots of text, no skip from the input, since MDM knows none of them; an action table is written along.
         args: what `load_mdm` returned, or at least `diffusion_steps`; sizes are filled in.
         name: of the file.
 
@@ -122,10 +122,10 @@ def save_mdm(folder: str | Path, model: Denoiser, args: Mapping[str, Any], name:
     Raises:
         ValueError: the model has what MDM lacks.
     """
-    plain = {"patch": 1, "text_knots": 0}
+    plain = {"patch": 1, "text_knots": 0, "input_skip": False}
     other = [f"{name} {model.settings[name]}" for name, value in plain.items() if model.settings[name] != value]
     if other:
-        raise ValueError(f"a model with {', '.join(other)} has no MDM layout: train one with patch 1 and text_knots 0")
+        raise ValueError(f"a model with {', '.join(other)} has no MDM layout: train one with {plain}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().clone() for k, v in _to_mdm(model).items()}

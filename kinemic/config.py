@@ -69,6 +69,7 @@ class DenoiserSettings(Section):
     dropout: Share = 0.1
     patch: Count = 1  # frames per token
     text_knots: Annotated[int, Field(ge=0)] = 0  # vectors of text along the clip; 0 = one token says it, as in MDM
+    input_skip: bool = False  # the estimate may keep a share of its noised input; MDM's does not
 
 
 class DiffusionSettings(Section):
@@ -84,6 +85,7 @@ class PretrainSettings(Section):
     """Training of the text-to-motion prior, where no checkpoint is given."""
 
     checkpoint: str | None = None  # folder written by an earlier run, or MDM's published model*.pt (or its folder)
+    start: str | None = None  # folder of a prior to go on from; what it lacks of `denoiser` begins without effect
     steps: Count = 600_000
     batch: Count = 64  # over all processes
     lr: Rate = 1e-4

@@ -347,20 +347,21 @@ class Lab:
                 )
             digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + (folder / "config.json").read_bytes())
             return Artefact(folder, digest.hexdigest()[:16])
+        torch.manual_seed(cfg.pretrain.seed)
+        model = Denoiser(motion.NUM_FEATURES, self.text.encoder.dim, **cfg.denoiser.model_dump())
+        start = train.begin_with(model, cfg.pretrain.start) if cfg.pretrain.start else None
         settings = {
-            "pretrain": cfg.pretrain.model_dump(exclude={"checkpoint", "save_every"}),
+            "pretrain": {**cfg.pretrain.model_dump(exclude={"checkpoint", "save_every"}), "start": start},
             "source": self.data.origin[0].key, "denoiser": cfg.denoiser.model_dump(),
             "num_timesteps": cfg.diffusion.num_timesteps, "encoder": self.text.encoder.fingerprint,
             "data": cfg.data.model_dump(exclude={"split", "retarget"}),
         }  # fmt: skip
 
         def compute(folder: Path) -> dict:
-            torch.manual_seed(cfg.pretrain.seed)
-            model = Denoiser(motion.NUM_FEATURES, self.text.encoder.dim, **cfg.denoiser.model_dump())
             log = train.pretrain(
                 model, self.diffusion, self.source_stream, device=self.device,
                 progress="prior" if self.progress else "", checkpoint=folder / "training.safetensors",
-                **cfg.pretrain.model_dump(exclude={"checkpoint"}),
+                **cfg.pretrain.model_dump(exclude={"checkpoint", "start"}),
             )  # fmt: skip
             train.save_model(folder, "denoiser", model, model.settings)
             (folder / "log.json").write_text(json.dumps(log))

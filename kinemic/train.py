@@ -7,6 +7,7 @@ differs is one function that draws a batch and turns it into losses.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 import math
@@ -142,6 +143,24 @@ def load_model(folder: str | Path, kind: str = "denoiser") -> Denoiser | MIC:
             )
     made.load_state_dict(state)
     return made.eval()
+
+
+def begin_with(model: Denoiser, folder: str | Path) -> str:
+    """Give a model the weights of a smaller or equal one; its further parts keep their initial values.
+
+    Returns:
+        SHA-256 of the weights' file.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_model`; or the sizes differ.
+    """
+    weights = load_model(folder).state_dict()
+    own = model.state_dict()
+    foreign = sorted(k for k, v in weights.items() if k not in own or own[k].shape != v.shape)
+    if foreign:
+        raise ValueError(f"{folder}: does not fit the denoiser of this experiment (first: {foreign[0]}); change denoiser")
+    model.load_state_dict(weights, strict=False)
+    return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------

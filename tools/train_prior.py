@@ -1,35 +1,52 @@
 """Train the text-to-motion prior that comes with the package and write it to `kinemic/priors/<scale>`.
 
-    python tools/train_prior.py [SCALE]
+    python tools/train_prior.py [SCALE] [--start FOLDER]
 
-The recipe is the `pretrain` section of `notebooks/params/<scale>.yaml` (default: embedded). An interrupted run resumes.
-Weights are stored in half precision; the manifest records the world, the recipe, versions, seconds and the final loss.
+The recipe is the `pretrain` section of `notebooks/params/<scale>.yaml` (default: embedded), after a first stage without
+the parts that `FIRST` takes away: they are learned better on a model that moves already. An interrupted run resumes.
+`--start` goes on from a prior that stands in FOLDER and leaves the first stage out.
+Weights are stored in half precision; the manifest records the world, the recipes of both stages, versions, seconds and
+the final loss.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
+from pathlib import Path
 
 from kinemic import train
-from kinemic.artefacts import ROOT, write_json
+from kinemic.artefacts import ROOT, Artefact, write_json
 from kinemic.config import Experiment
 from kinemic.pipeline import Lab
 
+# What differs in the first stage, by scale.
+FIRST = {
+    "embedded": {"denoiser": {"text_knots": 0, "input_skip": False}, "pretrain": {"steps": 8000, "lr": 1e-3}},
+}
 
-def main(scale: str) -> None:
+
+def main(scale: str, start: Path | None) -> None:
     """Train if needed, then export."""
-    lab = Lab(Experiment.load(scale).override(pretrain={"checkpoint": None}))
+    experiment = Experiment.load(scale).override(pretrain={"checkpoint": None})
+    if start is None and scale in FIRST:
+        start = Lab(experiment.override(**FIRST[scale])).prior.folder
+    begun = Artefact(start, "").manifest if start else None
+    lab = Lab(experiment.override(pretrain={"start": str(start)}) if start else experiment)
     made = lab.prior
     folder = ROOT / "kinemic" / "priors" / scale
     model = train.load_model(made.folder)
     train.save_model(folder, "denoiser", model.half(), model.settings)
     shutil.copyfile(made.folder / "log.json", folder / "log.json")
-    manifest = {**made.manifest, "world": lab.source_identity, "half_precision": True}
+    manifest = {**made.manifest, "world": lab.source_identity, "half_precision": True, "start": begun}
     write_json(folder / "manifest.json", manifest)
     sys.stdout.write(f"{folder.relative_to(ROOT)}: {json.dumps(manifest['metrics'])}, {manifest['seconds']} s\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or ["embedded"])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("scale", nargs="?", default="embedded")
+    parser.add_argument("--start", type=Path, help="folder of a prior to go on from, instead of the first stage")
+    main(**vars(parser.parse_args()))
