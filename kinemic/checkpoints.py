@@ -112,7 +112,8 @@ def save_mdm(folder: str | Path, model: Denoiser, args: Mapping[str, Any], name:
 
     Args:
         folder: made if it is missing.
-        model: one frame per token, no knots of text, no skip from the input, since MDM knows none of them; an action table is written along.
+        model: one frame per token, no knots of text, no skip from the input, since MDM knows none
+            of them; an action table is written along.
         args: what `load_mdm` returned, or at least `diffusion_steps`; sizes are filled in.
         name: of the file.
 

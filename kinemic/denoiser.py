@@ -1,8 +1,9 @@
 """The motion diffusion model: a transformer encoder that predicts the clean motion from a noised one.
 
 One condition token (time + text + action) stands before the frames; its sum of embeddings is the only place where
-the condition enters, unless the text is also spread along the clip (`text_knots`). Attention is written with four plain Linears, so that low-rank adapters of `peft` are exact
-on each projection (on `nn.MultiheadAttention` they are not: the fused kernel reads the base weights).
+the condition enters, unless the text is also spread along the clip (`text_knots`). Attention is written with four plain
+Linears, so that low-rank adapters of `peft` are exact on each projection (on `nn.MultiheadAttention` they are not: the
+fused kernel reads the base weights).
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ class Denoiser(nn.Module):
         layers, heads, ff: depth, attention heads and feed-forward width (paper 8, 4, 1024).
         dropout: probability in the layers and after the positional code.
         patch: consecutive frames that share a token; 1 in the paper, 2 halves the cost of the embedded world.
-        text_knots: K, how many vectors a second, small network makes of the text, to be spread evenly along the clip and
-            added to its tokens, linear in between. 0 in the paper, where the one token that carries the text says the
+        text_knots: K, how many vectors a second, small network makes of the text, to be spread evenly along the clip
+            and added to its tokens, linear in between. 0 in the paper, where the one token that carries the text says the
             same to every frame, and a model learns late which action comes first.
         input_skip: add a share of the noised motion itself to the estimate, per feature, learned as a function of the
             step. Where there is little noise, a narrow model passes the motion on less well than the input shows it.

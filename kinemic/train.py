@@ -158,7 +158,9 @@ def begin_with(model: Denoiser, folder: str | Path) -> str:
     own = model.state_dict()
     foreign = sorted(k for k, v in weights.items() if k not in own or own[k].shape != v.shape)
     if foreign:
-        raise ValueError(f"{folder}: does not fit the denoiser of this experiment (first: {foreign[0]}); change denoiser")
+        raise ValueError(
+            f"{folder}: does not fit the denoiser of this experiment (first: {foreign[0]}); change denoiser"
+        )
     model.load_state_dict(weights, strict=False)
     return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
 

@@ -52,10 +52,20 @@ def test_forward_equals_an_encoder_of_torch_with_the_same_weights(inputs):
     assert torch.allclose(out[real], ours.output_proj(expected)[real], atol=1e-5)
 
 
-@pytest.mark.parametrize("patch", [1, 2, 3])
-def test_padding_and_neighbours_do_not_change_a_clip(inputs, patch):
+def spoken(model):
+    """The same model whose parts that begin as zeros have something to say."""
+    for name, parameter in model.named_parameters():
+        if "text_track.2" in name or "trust_input" in name:
+            nn.init.normal_(parameter, 0, 0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"patch": 2}, {"patch": 3}, {"patch": 2, "text_knots": 3, "input_skip": True}], ids=str
+)
+def test_padding_and_neighbours_do_not_change_a_clip(inputs, parts):
     torch.manual_seed(1)
-    model = Denoiser(**SMALL, num_actions=2, patch=patch).eval()
+    model = spoken(Denoiser(**SMALL, num_actions=2, **parts))
     together = model(**inputs)
     for i, n in enumerate((7, 4, 5)):
         alone = model(**{k: (v[i : i + 1, :n] if k in ("x", "mask") else v[i : i + 1]) for k, v in inputs.items()})
@@ -72,6 +82,36 @@ def test_dropped_conditions_leave_no_trace(inputs):
     other = model(**{**inputs, "text": torch.randn(3, 5), "action": 1 - inputs["action"]}, **hidden)
     assert torch.equal(out, other)
     assert not torch.allclose(out, model(**inputs))
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_knots_of_text_lie_evenly_along_each_clip(inputs, patch):
+    torch.manual_seed(1)
+    model = spoken(Denoiser(**SMALL, patch=patch, text_knots=3))
+    added = []
+    hook = model.layers[0].register_forward_pre_hook(lambda _, given: added.append(given[0]))
+    seen = {k: v for k, v in inputs.items() if k != "action"}
+    model(**seen)
+    model.text_track = None
+    model(**seen)
+    hook.remove()
+    spread, real = (added[0] - added[1]).detach(), seen["mask"][:, ::patch].sum(1)
+    assert spread.abs().max() > 0.1
+    starts = torch.cat([torch.zeros(1), (real + 1).cumsum(0)]).long()  # packed rows: a condition token, then the frames
+    for i, n in enumerate(real):
+        assert not spread[starts[i]].any()
+        own = spread[starts[i] + 1 : starts[i] + 1 + n]
+        straight = own[: int(n / 2)].diff(n=2, dim=0)  # no bend before the middle knot
+        assert torch.allclose(straight, torch.zeros_like(straight), atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.0, 0.25])
+def test_the_skip_mixes_estimate_and_input(inputs, keep):
+    torch.manual_seed(1)
+    model = Denoiser(**SMALL, num_actions=2, input_skip=True).eval()
+    alone = model(**inputs)
+    model.trust_input.bias.data.fill_(keep)
+    assert torch.allclose(model(**inputs), (1 - keep) * alone + keep * inputs["x"], atol=1e-6)
 
 
 def test_sinusoidal_table_follows_its_formula():

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -377,6 +378,22 @@ def test_models_round_trip_and_bad_checkpoints_are_named(tmp_path, prior):
     file.unlink()
     with pytest.raises(FileNotFoundError, match="model.safetensors: missing"):
         train.load_model(folder)
+
+
+def test_a_larger_prior_goes_on_from_a_smaller_one(tmp_path, prior, streams):
+    source, _, _ = streams
+    train.save_model(tmp_path, "denoiser", prior, prior.settings)
+    larger = Denoiser(**{**prior.settings, "text_knots": 3, "input_skip": True}).eval()
+    digest = train.begin_with(larger, tmp_path)
+    assert digest == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    drawn, text, _ = source.draw([0, 1], np.random.default_rng(0))
+    same = dict(t=torch.tensor([0, 5]), mask=drawn.mask, text=text)
+    assert torch.allclose(larger(drawn.x, **same), prior(drawn.x, **same), atol=1e-6)
+    wider = Denoiser(**{**prior.settings, "ff": prior.settings["ff"] * 2})
+    with pytest.raises(ValueError, match=r"does not fit the denoiser .*layers\.0\.linear1\.bias.*change denoiser"):
+        train.begin_with(wider, tmp_path)
+    with pytest.raises(FileNotFoundError, match="config.json: missing"):
+        train.begin_with(larger, tmp_path / "nowhere")
 
 
 def test_a_foreign_training_checkpoint_is_refused(streams, prior, tmp_path):
