@@ -1,6 +1,6 @@
 """How good is the shipped prior? Its samples against held-out motion with the same captions and lengths.
 
-    python benchmarks/prior.py [--quick] [--out FILE]
+    python benchmarks/prior.py [--quick] [--first FOLDER] [--out FILE]
 
 The prompts are captions of performances that the prior never saw, by other subjects, in sentences that do not occur in
 its training set; the performances themselves are what the samples are compared with, and what the measures are tried on
@@ -17,7 +17,9 @@ Bars, at guidance 2.5 and all 50 ancestral steps:
   earlier on average;
 * side: share of samples of one-sided actions whose caption names one side in which the limb of that side does most.
 
-The fast sampler of the scale `embedded` and other strengths of guidance stand beside them.
+The fast sampler of the scale `embedded` and other strengths of guidance stand beside them. So do the errors of a single
+step of denoising by level of noise, with the clip's own sentence and with another's: what the sentence adds, and where.
+`--first` names the prior that the shipped one went on from (see its manifest), to be measured beside.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ from scipy.spatial.distance import pdist
 from kinemic import metrics, motion, train
 from kinemic.artefacts import RECORD, environment, write_json
 from kinemic.config import Experiment
-from kinemic.data import Clip, entries
-from kinemic.diffusion import Diffusion
+from kinemic.data import Clip, collate, entries
+from kinemic.diffusion import Diffusion, masked_mse
 from kinemic.pipeline import Lab, shown
 from kinemic.world import make_world
 
@@ -105,6 +107,28 @@ def samples(lab: Lab, processes, clips: list[Clip], how: tuple[str, int, float],
         for i, (features, bones) in zip(r, job.result(), strict=True):
             out[i] = Clip(f"drawn_{i:06d}", features), bones
     return [clip for clip, _ in out], np.array([bones for _, bones in out])
+
+
+@torch.no_grad()
+def by_noise(lab: Lab, model, clips: list[Clip], levels: range, batch: int = 32) -> list[dict[str, float]]:
+    """Error of the estimated clean motion at each step, told the truth and told what another clip shows."""
+    text = torch.from_numpy(lab.text([clip.captions[0].text for clip in clips], "condition"))
+    told = {"own sentence": text, "another's sentence": text.roll(1, 0)}
+    order = sorted(range(len(clips)), key=lambda i: len(clips[i]))
+    found = []
+    for t in levels:
+        total = dict.fromkeys(told, 0.0)
+        for start in range(0, len(clips), batch):
+            rows = order[start : start + batch]
+            real = collate([lab.data.normalizer.normalize(clips[i].features) for i in rows], [""] * len(rows))
+            noise = torch.randn(real.x.shape, generator=torch.Generator().manual_seed(start))
+            step = torch.full((len(rows),), t)
+            x_t = lab.diffusion.q_sample(real.x, step, noise)
+            for name, words in told.items():
+                estimate = model(x_t, step, mask=real.mask, text=words[rows])
+                total[name] += float(masked_mse(estimate, real.x, real.mask).sum())
+        found.append({"step": t, **{name: value / len(clips) for name, value in total.items()}})
+    return found
 
 
 def kinematics(clips: list[Clip]) -> dict[str, float]:
@@ -191,6 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--per-primitive", type=int, default=40, help="samples of each action")
     parser.add_argument("--pairs", type=int, default=100, help="samples of two actions")
     parser.add_argument("--performances", type=int, default=1000, help="held-out performances to take prompts from")
+    parser.add_argument("--first", type=Path, help="folder of the prior that training went on from")
     parser.add_argument("--scale", default="embedded", help="scale whose prior and world are measured")
     parser.add_argument("--out", type=Path, default=RECORD / "benchmarks" / "prior.json")
     given = parser.parse_args(argv)
@@ -227,6 +252,12 @@ def main(argv: list[str] | None = None) -> None:
                 summary["worst action"] = min(found, key=lambda name: found[name]["recognised"])
             sys.stdout.write(f"{how}: {({k: round(v, 3) for k, v in total.items()})}\n")
             sys.stdout.flush()
+    levels = range(0, cfg.num_timesteps, 24 if given.quick else 1)
+    told = {"one action": [clip for clips in single.values() for clip in clips[:4]], "two actions": double}
+    for stage, folder in {"first stage": given.first, "shipped": lab.prior.folder}.items():
+        for prompt, clips in told.items() if folder else ():
+            labels = {"kind": "noise", "prior": stage, "prompts": prompt, "clips": len(clips)}
+            rows += [labels | row for row in by_noise(lab, generator(folder), clips, levels)]
     write_json(given.out, {
         "name": "prior", "made": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment(),
         "settings": {"scale": given.scale, "quick": given.quick, "samples of each action": given.per_primitive,

@@ -94,8 +94,8 @@ class Denoiser(nn.Module):
         dropout: probability in the layers and after the positional code.
         patch: consecutive frames that share a token; 1 in the paper, 2 halves the cost of the embedded world.
         text_knots: K, how many vectors a second, small network makes of the text, to be spread evenly along the clip
-            and added to its tokens, linear in between. 0 in the paper, where the one token that carries the text says the
-            same to every frame, and a model learns late which action comes first.
+            and added to its tokens, linear in between. 0 in the paper, where the one token that carries the text says
+            the same to every frame, and a model learns late which action comes first.
         input_skip: add a share of the noised motion itself to the estimate, per feature, learned as a function of the
             step. Where there is little noise, a narrow model passes the motion on less well than the input shows it.
             False in the paper.
