@@ -2,9 +2,9 @@
 
     python tools/train_prior.py [SCALE] [--start FOLDER]
 
-The recipe is the `pretrain` section of `notebooks/params/<scale>.yaml` (default: embedded), after a first stage without
-the parts that `FIRST` takes away: they are learned better on a model that moves already. An interrupted run resumes.
-`--start` goes on from a prior that stands in FOLDER and leaves the first stage out.
+The recipe is the `pretrain` section of `notebooks/params/<scale>.yaml` (default: embedded). A denoiser with more parts
+than MDM's is trained in two stages, the first without them (`FIRST`). An interrupted run resumes. `--start` goes on from
+a prior that stands in FOLDER and leaves the first stage out.
 Weights are stored in half precision; the manifest records the world, the recipes of both stages, versions, seconds and
 the final loss.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -22,24 +21,27 @@ from kinemic.artefacts import ROOT, Artefact, write_json
 from kinemic.config import Experiment
 from kinemic.pipeline import Lab
 
-# What differs in the first stage, by scale.
-FIRST = {
-    "embedded": {"denoiser": {"text_knots": 0, "input_skip": False}, "pretrain": {"steps": 8000, "lr": 1e-3}},
-}
+# What differs in the first stage of a denoiser with more parts than MDM's.
+PLAIN = {"text_knots": 0, "input_skip": False}
+FIRST = {"denoiser": PLAIN, "pretrain": {"steps": 8000, "lr": 1e-3, "high_noise": 0.0}}
 
 
 def main(scale: str, start: Path | None) -> None:
     """Train if needed, then export."""
     experiment = Experiment.load(scale).override(pretrain={"checkpoint": None})
-    if start is None and scale in FIRST:
-        start = Lab(experiment.override(**FIRST[scale])).prior.folder
+    if start is None and any(getattr(experiment.denoiser, part) != value for part, value in PLAIN.items()):
+        start = Lab(experiment.override(**FIRST)).prior.folder
     begun = Artefact(start, "").manifest if start else None
     lab = Lab(experiment.override(pretrain={"start": str(start)}) if start else experiment)
     made = lab.prior
     folder = ROOT / "kinemic" / "priors" / scale
     model = train.load_model(made.folder)
     train.save_model(folder, "denoiser", model.half(), model.settings)
-    shutil.copyfile(made.folder / "log.json", folder / "log.json")
+    log = []
+    for stage in filter(None, (start, made.folder)):
+        before = log[-1]["step"] if log else 0
+        log += [{**row, "step": before + row["step"]} for row in json.loads((stage / "log.json").read_text())]
+    write_json(folder / "log.json", log)
     manifest = {**made.manifest, "world": lab.source_identity, "half_precision": True, "start": begun}
     write_json(folder / "manifest.json", manifest)
     sys.stdout.write(f"{folder.relative_to(ROOT)}: {json.dumps(manifest['metrics'])}, {manifest['seconds']} s\n")
