@@ -3,8 +3,8 @@
     python tools/train_prior.py [SCALE] [--start FOLDER]
 
 The recipe is the `pretrain` section of `notebooks/params/<scale>.yaml` (default: embedded). A denoiser with more parts
-than MDM's is trained in two stages, the first without them (`FIRST`). An interrupted run resumes. `--start` goes on from
-a prior that stands in FOLDER and leaves the first stage out.
+than MDM's is trained in two stages, the first without them (`FIRST`). An interrupted run resumes. `--start` goes on
+from a prior that stands in FOLDER and leaves the first stage out.
 Weights are stored in half precision; the manifest records the world, the recipes of both stages, versions, seconds and
 the final loss.
 """
