@@ -112,8 +112,8 @@ def save_mdm(folder: str | Path, model: Denoiser, args: Mapping[str, Any], name:
 
     Args:
         folder: made if it is missing.
-        model: one frame per token, no knots of text, no skip from the input, since MDM knows none
-            of them; an action table is written along.
+        model: one frame per token and no knots of text, since MDM knows neither; an action table is
+            written along.
         args: what `load_mdm` returned, or at least `diffusion_steps`; sizes are filled in.
         name: of the file.
 
@@ -123,7 +123,7 @@ def save_mdm(folder: str | Path, model: Denoiser, args: Mapping[str, Any], name:
     Raises:
         ValueError: the model has what MDM lacks.
     """
-    plain = {"patch": 1, "text_knots": 0, "input_skip": False}
+    plain = {"patch": 1, "text_knots": 0}
     other = [f"{name} {model.settings[name]}" for name, value in plain.items() if model.settings[name] != value]
     if other:
         raise ValueError(f"a model with {', '.join(other)} has no MDM layout: train one with {plain}")

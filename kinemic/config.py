@@ -69,7 +69,6 @@ class DenoiserSettings(Section):
     dropout: Share = 0.1
     patch: Count = 1  # frames per token
     text_knots: Annotated[int, Field(ge=0)] = 0  # vectors of text along the clip; 0 = one token says it, as in MDM
-    input_skip: bool = False  # the estimate may keep a share of its noised input; MDM's does not
 
 
 class DiffusionSettings(Section):

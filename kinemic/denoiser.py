@@ -75,13 +75,6 @@ def _spread(x: Tensor, rows: Tensor, count: int) -> Tensor:
     return x.new_zeros(count, x.shape[-1]).index_copy(0, rows, x)
 
 
-def _silence(layer: nn.Linear) -> nn.Linear:
-    """Zeros, so that a part that is added to a trained model changes nothing at first."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
 class Denoiser(nn.Module):
     """Transformer encoder that maps a noised motion to an estimate of the clean one.
 
@@ -96,9 +89,6 @@ class Denoiser(nn.Module):
         text_knots: K, how many vectors a second, small network makes of the text, to be spread evenly along the clip
             and added to its tokens, linear in between. 0 in the paper, where the one token that carries the text says
             the same to every frame, and a model learns late which action comes first.
-        input_skip: add a share of the noised motion itself to the estimate, per feature, learned as a function of the
-            step. Where there is little noise, a narrow model passes the motion on less well than the input shows it.
-            False in the paper.
         action_init: 'zero' leaves the pre-trained model undisturbed at the first step; 'normal' draws the table from
             N(0, 1) as the reference implementation does.
 
@@ -120,7 +110,6 @@ class Denoiser(nn.Module):
         dropout: float = 0.1,
         patch: int = 1,
         text_knots: int = 0,
-        input_skip: bool = False,
         action_init: str = "zero",
     ):
         super().__init__()
@@ -139,7 +128,6 @@ class Denoiser(nn.Module):
             dropout=dropout,
             patch=patch,
             text_knots=text_knots,
-            input_skip=input_skip,
             action_init=action_init,
         )
         self.num_features, self.patch, self.dropout = num_features, patch, dropout
@@ -149,8 +137,8 @@ class Denoiser(nn.Module):
         self.text_track = None
         if text_knots:
             self.text_track = nn.Sequential(nn.Linear(text_dim, dim), nn.SiLU(), nn.Linear(dim, text_knots * dim))
-            _silence(self.text_track[-1])
-        self.trust_input = _silence(nn.Linear(dim, num_features)) if input_skip else None
+            nn.init.zeros_(self.text_track[-1].weight)  # added to a trained model, it changes nothing at first
+            nn.init.zeros_(self.text_track[-1].bias)
         self.embed_action = nn.Embedding(num_actions, dim) if num_actions else None
         if num_actions and action_init == "zero":
             nn.init.zeros_(self.embed_action.weight)
@@ -209,8 +197,7 @@ class Denoiser(nn.Module):
             (B, T, D) estimate, and if asked for (B, N, dim) latents, N = tokens (T at patch 1).
         """
         B, T, _ = x.shape
-        c = step = self.time_mlp(self.table[t])  # (B, d)
-        noised = x
+        c = self.time_mlp(self.table[t])  # (B, d)
         if text is not None:
             text = text if keep_text is None else text * keep_text[:, None]
             c = c + self.embed_text(text)
@@ -238,8 +225,6 @@ class Denoiser(nn.Module):
             h = layer(h, keep, rows)
         latent = _spread(h, rows, count).view(B, N + 1, -1)[:, 1:]
         out = self.output_proj(latent).reshape(B, N * self.patch, self.num_features)[:, :T]
-        if self.trust_input is not None:
-            out = torch.lerp(out, noised, self.trust_input(step)[:, None])
         return (out, latent) if return_latent else out
 
 

@@ -268,7 +268,7 @@ def test_missing_files_and_patches_are_named(tmp_path, small_state):
     (tmp_path / "args.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"args\.json: missing; it comes with the checkpoint"):
         load_mdm(tmp_path)
-    for part in ({"patch": 2}, {"text_knots": 3}, {"input_skip": True}):
+    for part in ({"patch": 2}, {"text_knots": 3}):
         (name, value), = part.items()
         with pytest.raises(ValueError, match=f"a model with {name} {value} has no MDM layout: train one with"):
             save_mdm(tmp_path, Denoiser(dim=16, heads=2, **part), {"diffusion_steps": 50})

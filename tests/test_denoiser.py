@@ -53,16 +53,14 @@ def test_forward_equals_an_encoder_of_torch_with_the_same_weights(inputs):
 
 
 def spoken(model):
-    """The same model whose parts that begin as zeros have something to say."""
+    """The same model whose knots, which begin as zeros, have something to say."""
     for name, parameter in model.named_parameters():
-        if "text_track.2" in name or "trust_input" in name:
+        if "text_track.2" in name:
             nn.init.normal_(parameter, 0, 0.3)
     return model.eval()
 
 
-@pytest.mark.parametrize(
-    "parts", [{}, {"patch": 2}, {"patch": 3}, {"patch": 2, "text_knots": 3, "input_skip": True}], ids=str
-)
+@pytest.mark.parametrize("parts", [{}, {"patch": 2}, {"patch": 3}, {"patch": 2, "text_knots": 3}], ids=str)
 def test_padding_and_neighbours_do_not_change_a_clip(inputs, parts):
     torch.manual_seed(1)
     model = spoken(Denoiser(**SMALL, num_actions=2, **parts))
@@ -103,15 +101,6 @@ def test_knots_of_text_lie_evenly_along_each_clip(inputs, patch):
         own = spread[starts[i] + 1 : starts[i] + 1 + n]
         straight = own[: int(n / 2)].diff(n=2, dim=0)  # no bend before the middle knot
         assert torch.allclose(straight, torch.zeros_like(straight), atol=1e-5)
-
-
-@pytest.mark.parametrize("keep", [0.0, 1.0, 0.25])
-def test_the_skip_mixes_estimate_and_input(inputs, keep):
-    torch.manual_seed(1)
-    model = Denoiser(**SMALL, num_actions=2, input_skip=True).eval()
-    alone = model(**inputs)
-    model.trust_input.bias.data.fill_(keep)
-    assert torch.allclose(model(**inputs), (1 - keep) * alone + keep * inputs["x"], atol=1e-6)
 
 
 def test_sinusoidal_table_follows_its_formula():

@@ -383,7 +383,7 @@ def test_models_round_trip_and_bad_checkpoints_are_named(tmp_path, prior):
 def test_a_larger_prior_goes_on_from_a_smaller_one(tmp_path, prior, streams):
     source, _, _ = streams
     train.save_model(tmp_path, "denoiser", prior, prior.settings)
-    larger = Denoiser(**{**prior.settings, "text_knots": 3, "input_skip": True}).eval()
+    larger = Denoiser(**{**prior.settings, "text_knots": 3}).eval()
     digest = train.begin_with(larger, tmp_path)
     assert digest == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
     drawn, text, _ = source.draw([0, 1], np.random.default_rng(0))

@@ -2,9 +2,9 @@
 
     python tools/train_prior.py [SCALE] [--start FOLDER]
 
-The recipe is the `pretrain` section of `notebooks/params/<scale>.yaml` (default: embedded). A denoiser with more parts
-than MDM's is trained in two stages, the first without them (`FIRST`). An interrupted run resumes. `--start` goes on
-from a prior that stands in FOLDER and leaves the first stage out.
+The recipe is the `pretrain` section of `notebooks/params/<scale>.yaml` (default: embedded). A denoiser that spreads its
+text along the clip (`denoiser.text_knots`) is trained in two stages, the first without (`FIRST`). An interrupted run
+resumes. `--start` goes on from a prior that stands in FOLDER and leaves the first stage out.
 Weights are stored in half precision; the manifest records the world, the recipes of both stages, versions, seconds and
 the final loss.
 """
@@ -21,15 +21,14 @@ from kinemic.artefacts import ROOT, Artefact, write_json
 from kinemic.config import Experiment
 from kinemic.pipeline import Lab
 
-# What differs in the first stage of a denoiser with more parts than MDM's.
-PLAIN = {"text_knots": 0, "input_skip": False}
-FIRST = {"denoiser": PLAIN, "pretrain": {"steps": 8000, "lr": 1e-3, "high_noise": 0.0}}
+# What differs in the first stage.
+FIRST = {"denoiser": {"text_knots": 0}, "pretrain": {"steps": 8000, "lr": 1e-3, "high_noise": 0.0}}
 
 
 def main(scale: str, start: Path | None) -> None:
     """Train if needed, then export."""
     experiment = Experiment.load(scale).override(pretrain={"checkpoint": None})
-    if start is None and any(getattr(experiment.denoiser, part) != value for part, value in PLAIN.items()):
+    if start is None and experiment.denoiser.text_knots:
         start = Lab(experiment.override(**FIRST)).prior.folder
     begun = Artefact(start, "").manifest if start else None
     lab = Lab(experiment.override(pretrain={"start": str(start)}) if start else experiment)
