@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, minimum_filter1d
 
-from kinemic.motion import BONE_LENGTHS, FPS, PARENTS
+from kinemic.motion import BONE_LENGTHS, FPS, PARENTS, two_bones
 
 __all__ = ["PRIMITIVES", "Act", "Actor", "Primitive", "Step", "lap", "perform", "stage", "turned"]
 
@@ -1098,9 +1098,7 @@ def _solve(actor, channels, steps, free, now):
         pole = _unit(pole - (pole * line).sum(1, keepdims=True) * line)
         a, b = bones[knee], bones[ankle]
         distance = np.clip(distance, abs(a - b) + 0.12, 0.9995 * (a + b))
-        along = (a * a - b * b + distance**2) / (2 * distance)
-        joints[:, knee] = joints[:, hip] + along * line + np.sqrt(np.maximum(a * a - along**2, 0.0)) * pole
-        joints[:, ankle] = joints[:, hip] + distance * line
+        joints[:, knee], joints[:, ankle] = two_bones(joints[:, hip], line, distance, pole, a, b)
         # the sole follows the floor when planted and the shin when the foot is high
         up = _unit(joints[:, knee] - joints[:, ankle])
         right = _unit(lateral - (lateral * up).sum(1, keepdims=True) * up)

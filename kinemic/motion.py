@@ -31,7 +31,7 @@ __all__ = [
     "BONES", "BONE_LENGTHS", "CHAINS", "CONTACTS", "DIRECTIONS", "FPS", "JOINT_NAMES", "MIRROR_PAIRS",
     "NUM_FEATURES", "NUM_JOINTS", "OFFSETS", "PARENTS", "RIC", "ROOT", "ROTATIONS", "VELOCITIES", "Normalizer",
     "canonicalize", "decode", "decode_rotations", "encode", "forward_kinematics", "inverse_kinematics", "mirror",
-    "process", "reconcile", "recut", "resample", "retarget",
+    "process", "reconcile", "recut", "resample", "retarget", "two_bones",
 ]
 # fmt: on
 
@@ -191,6 +191,41 @@ def _hang(root, directions, lengths):
     for parent, child in BONES:
         out[:, child] = out[:, parent] + lengths[child] * directions[:, child - 1]
     return out
+
+
+def two_bones(root, line, distance, pole, upper, lower):
+    """Middle and end joint of a limb of two bones that reaches from its root along a line.
+
+    Args:
+        root: (T, 3) joint that the limb hangs from.
+        line: (T, 3) unit vectors towards the end.
+        distance: (T, 1) from root to end, between the difference and the sum of the bones.
+        pole: (T, 3) unit vectors, orthogonal to `line`, to which the middle joint bends.
+        upper, lower: lengths of the bones.
+
+    Returns:
+        (T, 3) twice. The law of cosines.
+    """
+    along = (upper * upper - lower * lower + distance**2) / (2 * distance)
+    middle = root + along * line + np.sqrt(np.maximum(upper * upper - along**2, 0.0)) * pole
+    return middle, root + distance * line
+
+
+def _keep_feet(hung, wanted, lengths):
+    """Bend the legs of `hung`, in place, so that ankles stand where `wanted` has them, as far as the legs reach."""
+    for hip, knee, ankle, toe in ((1, 4, 7, 10), (2, 5, 8, 11)):
+        upper, lower = lengths[knee], lengths[ankle]
+        line = wanted[:, ankle] - hung[:, hip]
+        distance = np.linalg.norm(line, axis=1, keepdims=True)
+        line /= np.maximum(distance, 1e-9)
+        pole = wanted[:, knee] - hung[:, hip]
+        pole -= (pole * line).sum(1, keepdims=True) * line
+        pole /= np.maximum(np.linalg.norm(pole, axis=1, keepdims=True), 1e-9)  # a straight leg needs none
+        distance = np.clip(distance, abs(upper - lower) + 1e-6, upper + lower)
+        hung[:, knee], hung[:, ankle] = two_bones(hung[:, hip], line, distance, pole, upper, lower)
+        foot = wanted[:, toe] - hung[:, ankle]
+        hung[:, toe] = hung[:, ankle] + lengths[toe] * foot / np.linalg.norm(foot, axis=1, keepdims=True)
+    return hung
 
 
 def _rescale(joints, offsets):
@@ -503,7 +538,8 @@ def reconcile(features: np.ndarray, position_std: float = 0.1222436, velocity_st
     a tenth of a standard deviation is a centimetre in a position, which trembles from frame to frame, but only two
     millimetres in a velocity. Poses are therefore the least-squares solution of both,
     :math:`\min_p\sum_t|p_t-\hat p_t|^2/\sigma_p^2+|p_{t+1}-p_t-\hat v_t|^2/\sigma_v^2`, per joint; then every bone
-    gets its reference length along its direction, and the features are made again.
+    gets its reference length along its direction, legs bend so that the feet stay where the solution has them, and the
+    features are made again.
 
     Args:
         features: (T, 263), not normalised.
@@ -530,7 +566,7 @@ def reconcile(features: np.ndarray, position_std: float = 0.1222436, velocity_st
     banded[1, :-1] = 1 / position_std**2 + 1 / velocity_std**2
     banded[1, 1:] += 1 / velocity_std**2
     joints = solveh_banded(banded, right).reshape(rows + 1, NUM_JOINTS, 3)
-    return encode(_hang(joints[:, 0], _bones(joints)[0], BONE_LENGTHS))
+    return encode(_keep_feet(_hang(joints[:, 0], _bones(joints)[0], BONE_LENGTHS), joints, BONE_LENGTHS))
 
 
 @dataclass(frozen=True, eq=False)

@@ -375,6 +375,24 @@ def test_reconcile_returns_the_features_of_a_real_body_unchanged(walk):
     np.testing.assert_allclose(again[:, motion.VELOCITIES], features[:, motion.VELOCITIES], atol=1e-4)
 
 
+def test_reconcile_bends_the_legs_where_a_thigh_is_too_long(walk):
+    features = motion.encode(walk(frames=60, heading=0.0, turn=0.0)).astype(np.float64)
+    joints = motion.decode(features)
+    knees = features[:, motion.RIC].reshape(len(features), 21, 3)[:, [3, 4]]
+    knees += 0.2 * (joints[:, [4, 5]] - joints[:, [1, 2]])  # no turn: local axes are global ones
+    wrong = features.copy()
+    wrong[:, motion.RIC].reshape(len(features), 21, 3)[:, [3, 4]] = knees
+    wrong[:-1, motion.VELOCITIES].reshape(len(features) - 1, 22, 3)[:, [4, 5]] += 0.2 * np.diff(
+        joints[:, [4, 5]] - joints[:, [1, 2]], axis=0
+    )
+    mended = motion.decode(motion.reconcile(wrong))
+    ankles = [7, 8]
+    assert np.linalg.norm(motion.decode(wrong)[:, 4] - joints[:, 4], axis=-1).min() > 0.05
+    np.testing.assert_allclose(mended[:, ankles], joints[:, ankles], atol=2e-3)
+    bones = np.linalg.norm(mended[:, 1:] - mended[:, motion.PARENTS[1:]], axis=-1)
+    np.testing.assert_allclose(bones, np.broadcast_to(motion.BONE_LENGTHS[1:], bones.shape), atol=1e-5)
+
+
 def test_reconcile_removes_contradictions_of_a_noised_vector(walk):
     """Noise of a tenth of a standard deviation in every feature, as a small generator leaves it."""
     features = motion.encode(walk(frames=60, heading=0.0, turn=0.0)).astype(np.float64)
