@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kinemic import motion, train
+from kinemic import denoiser, motion, train
 from kinemic._torchvision import ensure_torchvision
 from kinemic.artefacts import RECORD, environment, write_json
 from kinemic.data import Batch
@@ -49,7 +50,7 @@ QUICK = dict(shots=6, sources=8, dim=32, layers=2, heads=2, ff=64, rank=4, mic=3
 EFFECTIVE = 10.0  # TFLOP/s, a modest share of a recent data-centre GPU's float32 with TF32 products
 SAVINGS = (
     "cached text", "length of the longest", "joined passes", "no logging of single parameters", "no padding",
-    "recurrence not packed",
+    "recurrence not packed", "dropout from fewer draws",
 )  # fmt: skip
 
 
@@ -125,7 +126,7 @@ class Reference:
 
     def __init__(self, setting: Setting, adaptation: train.Adaptation, saved: int):
         self.setting, self.adaptation = setting, adaptation
-        self.cached, self.cropped, self.joined, self.quiet, packed, unpacked = (
+        self.cached, self.cropped, self.joined, self.quiet, packed, unpacked, self.few = (
             i < saved for i in range(len(SAVINGS))
         )
         adaptation.student.pack = adaptation.teacher.pack = packed  # of the transformer: tokens without padding
@@ -134,6 +135,10 @@ class Reference:
         self.other_tower = copy.deepcopy(setting.tower)  # each of the two models has its own
 
     def losses(self, draw: train.Draw, step: int = 0) -> dict[str, Tensor]:
+        with patch.object(denoiser, "dropout", denoiser.dropout if self.few else F.dropout):
+            return self.terms(draw)
+
+    def terms(self, draw: train.Draw) -> dict[str, Tensor]:
         a = self.adaptation
         g, s, t, mic, schedule = draw.target, draw.source, draw.t, a.mic, a.ours
         noise = draw.noise

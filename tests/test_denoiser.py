@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kinemic.denoiser import Denoiser, add_lora, merge_lora, sinusoidal_table, trainable_parameters
+from kinemic.denoiser import Denoiser, add_lora, dropout, merge_lora, sinusoidal_table, trainable_parameters
 
 SMALL = dict(num_features=6, text_dim=5, dim=16, layers=2, heads=2, ff=24, dropout=0.0)
 
@@ -101,6 +101,25 @@ def test_knots_of_text_lie_evenly_along_each_clip(inputs, patch):
         own = spread[starts[i] + 1 : starts[i] + 1 + n]
         straight = own[: int(n / 2)].diff(n=2, dim=0)  # no bend before the middle knot
         assert torch.allclose(straight, torch.zeros_like(straight), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_keeps_the_mean(kind):
+    torch.manual_seed(0)
+    x = torch.full((301, 999), 2.0, dtype=kind, requires_grad=True)
+    y = dropout(x, 0.1, True)
+    kept = y != 0
+    assert abs(float(kept.float().mean()) - 0.9) < 4 * (0.09 / x.numel()) ** 0.5
+    assert (y[kept] * 0.9 / 2 - 1).abs().max() < (1e-4 if kind == torch.float32 else 1e-2)
+    # neighbours that share a draw of the generator are independent of each other
+    four = kept.flatten()[: kept.numel() // 4 * 4].view(-1, 4).float()
+    assert (torch.corrcoef(four.T) - torch.eye(4)).abs().max() < 0.02
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(slope != 0, kept)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, 0.1, True), y) and not torch.equal(dropout(x, 0.1, True), y)
+    assert dropout(x, 0.1, False) is x or torch.equal(dropout(x, 0.1, False), x)
+    assert torch.equal(dropout(x, 0.0, True), x) and not dropout(x, 1.0, True).any()
 
 
 def test_sinusoidal_table_follows_its_formula():
