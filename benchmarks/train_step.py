@@ -49,7 +49,7 @@ QUICK = dict(shots=6, sources=8, dim=32, layers=2, heads=2, ff=64, rank=4, mic=3
 EFFECTIVE = 10.0  # TFLOP/s, a modest share of a recent data-centre GPU's float32 with TF32 products
 SAVINGS = (
     "cached text", "length of the longest", "joined passes", "no logging of single parameters", "no padding",
-    "recurrence not packed",
+    "own recurrence",
 )  # fmt: skip
 
 
@@ -125,12 +125,12 @@ class Reference:
 
     def __init__(self, setting: Setting, adaptation: train.Adaptation, saved: int):
         self.setting, self.adaptation = setting, adaptation
-        self.cached, self.cropped, self.joined, self.quiet, packed, unpacked = (
+        self.cached, self.cropped, self.joined, self.quiet, packed, own = (
             i < saved for i in range(len(SAVINGS))
         )
         adaptation.student.pack = adaptation.teacher.pack = packed  # of the transformer: tokens without padding
-        if not unpacked:  # of the GRU: PyTorch's packed sequences, as in the reference
-            adaptation.mic._padded = adaptation.mic._packed
+        if not own:  # of the GRU: PyTorch's packed sequences, as in the reference
+            adaptation.mic._joined = adaptation.mic._packed
         self.other_tower = copy.deepcopy(setting.tower)  # each of the two models has its own
 
     def losses(self, draw: train.Draw, step: int = 0) -> dict[str, Tensor]:

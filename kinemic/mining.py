@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -57,7 +58,7 @@ class MIC(nn.Module):
             z (B, dim) and attention (B, N), a distribution over the real tokens, zero on padding.
         """
         real = torch.arange(latent.shape[1], device=latent.device)[None] < lengths[:, None]
-        recur = self._padded if latent.device.type == "cpu" else self._packed
+        recur = self._joined if latent.device.type == "cpu" else self._packed
         h = recur(self.input_proj(latent), lengths)
         attention = self.score(h).squeeze(-1).masked_fill(~real, -torch.inf).softmax(dim=1)
         return self.head((attention[..., None] * h).sum(dim=1)), attention
@@ -68,23 +69,70 @@ class MIC(nn.Module):
         state = self.initial_state.expand(-1, len(x), -1).contiguous()
         return pad_packed_sequence(self.gru(packed, state)[0], batch_first=True, total_length=x.shape[1])[0]
 
-    def _padded(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The same without packing: on the CPU the gradient of a packed recurrence costs a copy of its whole input at
-        every step. Padding comes last in both directions, so no real token sees it."""
+    def _joined(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The same for the CPU, where PyTorch's recurrence adds to the gradient of its weights at every step, and packed
+        even copies its whole input there."""
         place = torch.arange(x.shape[1], device=x.device)[None]
         real = place < lengths[:, None]
         backwards = torch.where(real, lengths[:, None] - 1 - place, place)[..., None]
+        order = lengths.argsort(descending=True, stable=True)
+        active = (lengths[order] > place.T).sum(dim=1).tolist()
+        both = torch.stack([x, x.gather(1, backwards.expand_as(x))])[:, order].transpose(1, 2)  # (2, N, B, dim)
+        weight_ih, weight_hh, bias_ih, bias_hh = (
+            torch.stack([getattr(self.gru, f"{kind}_l0{direction}") for direction in ("", "_reverse")])
+            for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        given = torch.baddbmm(bias_ih[:, None], both.flatten(1, 2), weight_ih.mT).unflatten(1, both.shape[1:3])
+        first = self.initial_state.expand(-1, len(x), -1)
+        states = _BothDirections.apply(given, first, weight_hh, bias_hh, active)
+        ahead, behind = states.transpose(1, 2)[:, order.argsort()]
+        return torch.cat([ahead, behind.gather(1, backwards.expand_as(behind))], dim=-1).masked_fill(~real[..., None], 0)
 
-        def states(x: Tensor, first: Tensor, direction: str) -> Tensor:
-            kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            weights = [getattr(self.gru, f"{kind}_l0{direction}") for kind in kinds]
-            first = first.expand(len(x), -1)[None].contiguous()
-            return torch.gru(x, first, weights, True, 1, 0.0, self.training, False, True)[0]
 
-        ahead = states(x, self.initial_state[0], "")
-        behind = states(x.gather(1, backwards.expand_as(x)), self.initial_state[1], "_reverse")
-        behind = behind.gather(1, backwards.expand_as(behind))
-        return torch.cat([ahead, behind], dim=-1).masked_fill(~real[..., None], 0.0)
+class _BothDirections(torch.autograd.Function):
+    """Recurrence of a GRU, both directions side by side, over clips by falling length: no step sees padding.
+
+    The gradient of the recurrent weights is one product at the end instead of a sum over steps; this is what a loop of
+    PyTorch's operations cannot give, and half the time of MIC's gradient on a CPU (`benchmarks/train_step.py`).
+    """
+
+    @staticmethod
+    def forward(ctx, given: Tensor, first: Tensor, weight: Tensor, bias: Tensor, active: list[int]) -> Tensor:
+        """given (2, N, B, 3 d) for reset, update and new gate, first (2, B, d), weight (2, 3 d, d), bias (2, 3 d),
+        active: clips that reach each step. Returns (2, N, B, d), zero after a clip's end."""
+        d = first.shape[-1]
+        states, reset, update, fresh, recalled = given.new_zeros(5, *given.shape[:3], d)
+        h = first
+        for t, count in enumerate(active):
+            h, x, now = h[:, :count], given[:, t, :count], (slice(None), t, slice(count))
+            gates = torch.baddbmm(bias[:, None], h, weight.mT)
+            r, z = (x[..., : 2 * d] + gates[..., : 2 * d]).sigmoid().chunk(2, dim=-1)
+            n = torch.addcmul(x[..., 2 * d :], r, gates[..., 2 * d :]).tanh()
+            h = torch.lerp(n, h, z)
+            reset[now], update[now], fresh[now], recalled[now], states[now] = r, z, n, gates[..., 2 * d :], h
+        ctx.save_for_backward(first, weight, states, reset, update, fresh, recalled)
+        ctx.active = active
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        first, weight, states, reset, update, fresh, recalled = ctx.saved_tensors
+        before = torch.cat([first[:, None], states[:, :-1]], dim=1)
+        new = (1 - update) * (1 - fresh**2)  # of a state by the argument of each gate
+        slope = torch.stack(
+            [new * recalled * reset * (1 - reset), (before - fresh) * update * (1 - update), new * reset], dim=3
+        )  # (2, N, B, 3, d)
+        arrived, gates = torch.zeros_like(states), torch.zeros_like(slope)
+        d = torch.zeros_like(first)
+        for t, count in reversed(list(enumerate(ctx.active))):
+            now, own = (slice(None), t, slice(count)), d[:, :count]
+            own += grad[now]
+            arrived[now], gates[now] = own, own[:, :, None] * slope[now]
+            own.copy_(torch.baddbmm(own * update[now], gates[now].flatten(2), weight))
+        to_given = torch.cat([gates[..., :2, :].flatten(3), arrived * new], dim=-1)
+        gates, before = gates.flatten(3).flatten(1, 2), before.flatten(1, 2)
+        return to_given, d, gates.mT @ before, gates.sum(dim=1), None
 
 
 class MemoryBank:
