@@ -100,39 +100,40 @@ class _BothDirections(torch.autograd.Function):
     def forward(ctx, given: Tensor, first: Tensor, weight: Tensor, bias: Tensor, active: list[int]) -> Tensor:
         """given (2, N, B, 3 d) for reset, update and new gate, first (2, B, d), weight (2, 3 d, d), bias (2, 3 d),
         active: clips that reach each step. Returns (2, N, B, d), zero after a clip's end."""
-        d = first.shape[-1]
-        states, reset, update, fresh, recalled = given.new_zeros(5, *given.shape[:3], d)
-        h = first
+        d, gates = first.shape[-1], []
+        states = given.new_zeros(2, len(active) + 1, first.shape[1], d)
+        states[:, 0] = h = first
         for t, count in enumerate(active):
-            h, x, now = h[:, :count], given[:, t, :count], (slice(None), t, slice(count))
-            gates = torch.baddbmm(bias[:, None], h, weight.mT)
-            r, z = (x[..., : 2 * d] + gates[..., : 2 * d]).sigmoid().chunk(2, dim=-1)
-            n = torch.addcmul(x[..., 2 * d :], r, gates[..., 2 * d :]).tanh()
-            h = torch.lerp(n, h, z)
-            reset[now], update[now], fresh[now], recalled[now], states[now] = r, z, n, gates[..., 2 * d :], h
-        ctx.save_for_backward(first, weight, states, reset, update, fresh, recalled)
+            h, x = h[:, :count], given[:, t, :count]
+            recalled = torch.baddbmm(bias[:, None], h, weight.mT)
+            r, z = (x[..., : 2 * d] + recalled[..., : 2 * d]).sigmoid().chunk(2, dim=-1)
+            n = torch.addcmul(x[..., 2 * d :], r, recalled[..., 2 * d :]).tanh()
+            states[:, t + 1, :count] = h = torch.lerp(n, h, z)
+            gates += [r, z, n, recalled[..., 2 * d :]]
+        ctx.save_for_backward(weight, states, *gates)
         ctx.active = active
-        return states
+        return states[:, 1:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        first, weight, states, reset, update, fresh, recalled = ctx.saved_tensors
-        before = torch.cat([first[:, None], states[:, :-1]], dim=1)
-        new = (1 - update) * (1 - fresh**2)  # of a state by the argument of each gate
-        slope = torch.stack(
-            [new * recalled * reset * (1 - reset), (before - fresh) * update * (1 - update), new * reset], dim=3
-        )  # (2, N, B, 3, d)
-        arrived, gates = torch.zeros_like(states), torch.zeros_like(slope)
-        d = torch.zeros_like(first)
-        for t, count in reversed(list(enumerate(ctx.active))):
-            now, own = (slice(None), t, slice(count)), d[:, :count]
+        weight, states, *gates = ctx.saved_tensors
+        d = states.shape[-1]
+        before, arrived = states[:, :-1], torch.zeros_like(states[:, 0])
+        to_given, to_recalled = before.new_zeros(*before.shape[:3], 3 * d), torch.zeros_like(before)
+        for t, count in reversed(list(enumerate(ctx.active))):  # step by step, which stays in the processor's cache
+            r, z, n, recalled = gates[4 * t : 4 * t + 4]
+            now, own = (slice(None), t, slice(count)), arrived[:, :count]
             own += grad[now]
-            arrived[now], gates[now] = own, own[:, :, None] * slope[now]
-            own.copy_(torch.baddbmm(own * update[now], gates[now].flatten(2), weight))
-        to_given = torch.cat([gates[..., :2, :].flatten(3), arrived * new], dim=-1)
-        gates, before = gates.flatten(3).flatten(1, 2), before.flatten(1, 2)
-        return to_given, d, gates.mT @ before, gates.sum(dim=1), None
+            new = own * (1 - z) * (1 - n * n)
+            update = own * (before[now] - n) * z * (1 - z)
+            reset = new * recalled * r * (1 - r)
+            to_given[now], to_recalled[now] = torch.cat([reset, update, new], dim=-1), new * r
+            own.copy_(torch.baddbmm(own * z, torch.cat([reset, update, to_recalled[now]], dim=-1), weight))
+        before = before.flatten(1, 2)
+        to_gates = [part.flatten(1, 2) for part in (to_given[..., : 2 * d], to_recalled)]
+        to_weight = torch.cat([part.mT @ before for part in to_gates], dim=1)
+        return to_given, arrived, to_weight, torch.cat([part.sum(dim=1) for part in to_gates], dim=1), None
 
 
 class MemoryBank:
