@@ -6,9 +6,10 @@ The prior draws clips from class captions, with the lengths of the shots, as `La
 
 Speed. The baseline samples as the reference implementation does: 50 ancestral steps, a pass with and one without the
 condition, every clip 196 frames long whatever was asked for, all of them computed (the denoiser's packing is off).
-Against it stand the same steps in one pass, and the package's sampling (`Diffusion.sample`: one pass, clips cut to their length, batches of similar length) for each sampler
-and number of steps. Runs alternate, the median counts. The work after the sampling (consistent features, decoding) is
-the same for all, is not in these times, and is reported by itself.
+Against it stand the same steps in one pass, and the package's sampling (`Diffusion.sample`: one pass, clips cut to
+their length, batches of similar length) for each sampler and number of steps. Runs alternate, the median counts. The
+work after the sampling (consistent features, decoding) is the same for all, is not in these times, and is reported by
+itself.
 
 Quality. Each setting draws the whole set several times with other noise and other lengths (replications); a referee
 trained on real clips gives the recognised share, the Frechet distance to real test clips and the diversity. The

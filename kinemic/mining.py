@@ -70,8 +70,8 @@ class MIC(nn.Module):
         return pad_packed_sequence(self.gru(packed, state)[0], batch_first=True, total_length=x.shape[1])[0]
 
     def _joined(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The same for the CPU, where PyTorch's recurrence adds to the gradient of its weights at every step, and packed
-        even copies its whole input there."""
+        """The same for the CPU, where PyTorch's recurrence adds to the gradient of its weights at every step, and, if
+        packed, copies its whole input as well."""
         place = torch.arange(x.shape[1], device=x.device)[None]
         real = place < lengths[:, None]
         backwards = torch.where(real, lengths[:, None] - 1 - place, place)[..., None]
@@ -86,7 +86,8 @@ class MIC(nn.Module):
         first = self.initial_state.expand(-1, len(x), -1)
         states = _BothDirections.apply(given, first, weight_hh, bias_hh, active)
         ahead, behind = states.transpose(1, 2)[:, order.argsort()]
-        return torch.cat([ahead, behind.gather(1, backwards.expand_as(behind))], dim=-1).masked_fill(~real[..., None], 0)
+        behind = behind.gather(1, backwards.expand_as(behind))
+        return torch.cat([ahead, behind], dim=-1).masked_fill(~real[..., None], 0.0)
 
 
 class _BothDirections(torch.autograd.Function):
