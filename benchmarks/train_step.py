@@ -1,12 +1,11 @@
 """Seconds and memory of one update of the adaptation against a step shaped like the reference implementation's.
 
 The reference-shaped step passes target and window one after the other, pads everything to 196 frames, encodes captions
-with a text tower of ViT-B/32's size in the loop (the prior's once, the target's twice), adds the adapters of attention
-to its weights in every pass, so that whole weights get a gradient, keeps the maps of attention and averages them over
-heads for nobody, and fetches the norm of every parameter, frozen ones too, one by one. Both steps get the same weights,
-noise, diffusion steps and dropped conditions. First their loss terms and gradients are compared, without dropout, over
-two draws so that the second sees a filled bank; then whole updates are timed with the dropout of training, variants in
-turn, in one process. Each row takes one saving more than the row above.
+with a text tower of ViT-B/32's size in the loop (the prior's once, the target's twice), and fetches the norm of every
+parameter, frozen ones too, one by one. Both steps get the same weights, noise, diffusion steps and dropped conditions.
+First their loss terms and gradients are compared, without dropout, over two draws so that the second sees a filled
+bank; then whole updates are timed with the dropout of training, variants in turn, in one process. Each row takes one
+saving more than the row above.
 
 Memory is the largest resident size of a child process that does two updates (tracemalloc does not see PyTorch's
 allocations), and what of it the updates added. FLOPs are counted by PyTorch with attention in its plain form, the one
@@ -25,7 +24,6 @@ import statistics
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +48,8 @@ PAPER = dict(shots=30, sources=60, dim=512, layers=8, heads=4, ff=1024, rank=16,
 QUICK = dict(shots=6, sources=8, dim=32, layers=2, heads=2, ff=64, rank=4, mic=32, text=64, tower=2)
 EFFECTIVE = 10.0  # TFLOP/s, a modest share of a recent data-centre GPU's float32 with TF32 products
 SAVINGS = (
-    "fused attention, adapters beside weights", "cached text", "length of the longest", "joined passes",
-    "no logging of single parameters", "no padding", "own recurrence",
+    "cached text", "length of the longest", "joined passes", "no logging of single parameters", "no padding",
+    "recurrence not packed",
 )  # fmt: skip
 
 
@@ -122,51 +120,17 @@ def set_dropout(model: nn.Module, probability: float) -> None:
             module.p = probability
 
 
-def product(projection: nn.Module) -> Tensor:
-    """What the adapter of a projection adds to its weight."""
-    return projection.scaling["default"] * projection.lora_B["default"].weight @ projection.lora_A["default"].weight
-
-
-def in_projection(layer: EncoderLayer) -> tuple[Tensor, Tensor]:
-    """Frozen weight and bias of queries, keys and values, as one projection."""
-    frozen = [getattr(p, "base_layer", p) for p in (layer.q_proj, layer.k_proj, layer.v_proj)]
-    return torch.cat([p.weight for p in frozen]).detach(), torch.cat([p.bias for p in frozen]).detach()
-
-
-def reference_layer(layer: EncoderLayer, weight: Tensor, bias: Tensor, x: Tensor, keep: Tensor, rows: Tensor) -> Tensor:
-    """`EncoderLayer.forward` as `nn.MultiheadAttention` with adapters in its weights and `need_weights` computes it."""
-    (B, N), d, p = keep.shape, x.shape[-1], layer.dropout if layer.training else 0.0
-    out, adapted = layer.out_proj, hasattr(layer.out_proj, "lora_A")
-    if adapted:
-        weight = weight + torch.cat([product(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj)])
-    q, k, v = F.linear(x, weight, bias).view(B, N, 3, layer.heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
-    hidden = torch.zeros(B, 1, 1, N).masked_fill(~keep[:, None, None], -torch.inf)
-    hidden = hidden.expand(B, layer.heads, 1, N).reshape(B * layer.heads, 1, N)
-    maps = torch.baddbmm(hidden, q * q.shape[-1] ** -0.5, k.mT).softmax(dim=-1)
-    maps = F.dropout(maps, p) if p else maps
-    a = (maps @ v).view(B, layer.heads, N, -1).transpose(1, 2).reshape(B * N, d)
-    maps.view(B, layer.heads, N, N).mean(dim=1)
-    out_weight, out_bias = (out.base_layer.weight + product(out), out.base_layer.bias) if adapted else (
-        out.weight, out.bias)  # fmt: skip
-    x = layer.norm1(x + F.dropout(F.linear(a, out_weight, out_bias), layer.dropout, layer.training))
-    h = layer.linear2(F.dropout(F.gelu(layer.linear1(x)), layer.dropout, layer.training))
-    return layer.norm2(x + F.dropout(h, layer.dropout, layer.training))
-
-
 class Reference:
     """The reference-shaped step, from the functions of the package; every saving can be switched on by itself."""
 
     def __init__(self, setting: Setting, adaptation: train.Adaptation, saved: int):
         self.setting, self.adaptation = setting, adaptation
-        fused, self.cached, self.cropped, self.joined, self.quiet, packed, own = (
+        self.cached, self.cropped, self.joined, self.quiet, packed, unpacked = (
             i < saved for i in range(len(SAVINGS))
         )
-        for model in (adaptation.student, adaptation.teacher):
-            for layer in () if fused else model.layers:
-                layer.forward = partial(reference_layer, layer, *in_projection(layer))
         adaptation.student.pack = adaptation.teacher.pack = packed  # of the transformer: tokens without padding
-        if not own:  # of the GRU: PyTorch's packed sequences, as in the reference
-            adaptation.mic._joined = adaptation.mic._packed
+        if not unpacked:  # of the GRU: PyTorch's packed sequences, as in the reference
+            adaptation.mic._padded = adaptation.mic._packed
         self.other_tower = copy.deepcopy(setting.tower)  # each of the two models has its own
 
     def losses(self, draw: train.Draw, step: int = 0) -> dict[str, Tensor]:
@@ -420,7 +384,7 @@ def main() -> None:
     })  # fmt: skip
     for row in rows:
         sys.stdout.write(
-            f"{row['variant']:44} {row['threads']} threads  {row['seconds']:8.3f} s  {row['speed-up']:5.2f}x\n"
+            f"{row['variant']:40} {row['threads']} threads  {row['seconds']:8.3f} s  {row['speed-up']:5.2f}x\n"
         )
     for name, value in summary.items():
         sys.stdout.write(f"{name:55} {value:.4g}\n")

@@ -12,7 +12,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -58,7 +57,7 @@ class MIC(nn.Module):
             z (B, dim) and attention (B, N), a distribution over the real tokens, zero on padding.
         """
         real = torch.arange(latent.shape[1], device=latent.device)[None] < lengths[:, None]
-        recur = self._joined if latent.device.type == "cpu" else self._packed
+        recur = self._padded if latent.device.type == "cpu" else self._packed
         h = recur(self.input_proj(latent), lengths)
         attention = self.score(h).squeeze(-1).masked_fill(~real, -torch.inf).softmax(dim=1)
         return self.head((attention[..., None] * h).sum(dim=1)), attention
@@ -69,72 +68,23 @@ class MIC(nn.Module):
         state = self.initial_state.expand(-1, len(x), -1).contiguous()
         return pad_packed_sequence(self.gru(packed, state)[0], batch_first=True, total_length=x.shape[1])[0]
 
-    def _joined(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The same for the CPU, where PyTorch's recurrence adds to the gradient of its weights at every step, and, if
-        packed, copies its whole input as well."""
+    def _padded(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The same without packing: on the CPU the gradient of a packed recurrence costs a copy of its whole input at
+        every step. Padding comes last in both directions, so no real token sees it."""
         place = torch.arange(x.shape[1], device=x.device)[None]
         real = place < lengths[:, None]
         backwards = torch.where(real, lengths[:, None] - 1 - place, place)[..., None]
-        order = lengths.argsort(descending=True, stable=True)
-        active = (lengths[order] > place.T).sum(dim=1).tolist()
-        both = torch.stack([x, x.gather(1, backwards.expand_as(x))])[:, order].transpose(1, 2)  # (2, N, B, dim)
-        weight_ih, weight_hh, bias_ih, bias_hh = (
-            torch.stack([getattr(self.gru, f"{kind}_l0{direction}") for direction in ("", "_reverse")])
-            for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
-        given = torch.baddbmm(bias_ih[:, None], both.flatten(1, 2), weight_ih.mT).unflatten(1, both.shape[1:3])
-        first = self.initial_state.expand(-1, len(x), -1)
-        states = _BothDirections.apply(given, first, weight_hh, bias_hh, active)
-        ahead, behind = states.transpose(1, 2)[:, order.argsort()]
+
+        def states(x: Tensor, first: Tensor, direction: str) -> Tensor:
+            kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            weights = [getattr(self.gru, f"{kind}_l0{direction}") for kind in kinds]
+            first = first.expand(len(x), -1)[None].contiguous()
+            return torch.gru(x, first, weights, True, 1, 0.0, self.training, False, True)[0]
+
+        ahead = states(x, self.initial_state[0], "")
+        behind = states(x.gather(1, backwards.expand_as(x)), self.initial_state[1], "_reverse")
         behind = behind.gather(1, backwards.expand_as(behind))
         return torch.cat([ahead, behind], dim=-1).masked_fill(~real[..., None], 0.0)
-
-
-class _BothDirections(torch.autograd.Function):
-    """Recurrence of a GRU, both directions side by side, over clips by falling length: no step sees padding.
-
-    The gradient of the recurrent weights is one product at the end instead of a sum over steps; this is what a loop of
-    PyTorch's operations cannot give, and half the time of MIC's gradient on a CPU (`benchmarks/train_step.py`).
-    """
-
-    @staticmethod
-    def forward(ctx, given: Tensor, first: Tensor, weight: Tensor, bias: Tensor, active: list[int]) -> Tensor:
-        """given (2, N, B, 3 d) for reset, update and new gate, first (2, B, d), weight (2, 3 d, d), bias (2, 3 d),
-        active: clips that reach each step. Returns (2, N, B, d), zero after a clip's end."""
-        d, gates = first.shape[-1], []
-        states = given.new_zeros(2, len(active) + 1, first.shape[1], d)
-        states[:, 0] = h = first
-        for t, count in enumerate(active):
-            h, x = h[:, :count], given[:, t, :count]
-            recalled = torch.baddbmm(bias[:, None], h, weight.mT)
-            r, z = (x[..., : 2 * d] + recalled[..., : 2 * d]).sigmoid().chunk(2, dim=-1)
-            n = torch.addcmul(x[..., 2 * d :], r, recalled[..., 2 * d :]).tanh()
-            states[:, t + 1, :count] = h = torch.lerp(n, h, z)
-            gates += [r, z, n, recalled[..., 2 * d :]]
-        ctx.save_for_backward(weight, states, *gates)
-        ctx.active = active
-        return states[:, 1:]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, states, *gates = ctx.saved_tensors
-        d = states.shape[-1]
-        before, arrived = states[:, :-1], torch.zeros_like(states[:, 0])
-        to_given, to_recalled = before.new_zeros(*before.shape[:3], 3 * d), torch.zeros_like(before)
-        for t, count in reversed(list(enumerate(ctx.active))):  # step by step, which stays in the processor's cache
-            r, z, n, recalled = gates[4 * t : 4 * t + 4]
-            now, own = (slice(None), t, slice(count)), arrived[:, :count]
-            own += grad[now]
-            new = own * (1 - z) * (1 - n * n)
-            update = own * (before[now] - n) * z * (1 - z)
-            reset = new * recalled * r * (1 - r)
-            to_given[now], to_recalled[now] = torch.cat([reset, update, new], dim=-1), new * r
-            own.copy_(torch.baddbmm(own * z, torch.cat([reset, update, to_recalled[now]], dim=-1), weight))
-        before = before.flatten(1, 2)
-        to_gates = [part.flatten(1, 2) for part in (to_given[..., : 2 * d], to_recalled)]
-        to_weight = torch.cat([part.mT @ before for part in to_gates], dim=1)
-        return to_given, arrived, to_weight, torch.cat([part.sum(dim=1) for part in to_gates], dim=1), None
 
 
 class MemoryBank:

@@ -25,8 +25,7 @@ def setting(bench):
 
 
 def test_our_step_has_the_losses_and_gradients_of_the_reference_shaped_one(bench, setting):
-    """Separate passes, 196 frames, captions encoded in the loop, windows cut one by one, adapters in the weights of
-    attention; a bank in the second draw."""
+    """Separate passes, 196 frames, captions encoded in the loop, windows cut one by one; a bank in the second draw."""
     found = bench.deviation(setting)
     assert found["loss term"] < 1e-5 and found["model's gradient"] < 1e-5 and found["parameter's gradient"] < 1e-3
 
@@ -38,11 +37,11 @@ def test_the_comparison_notices_a_wrong_step(bench, setting, monkeypatch):
 
 def test_every_saving_lowers_the_work_or_keeps_it(bench, setting):
     draw = setting.adaptation().draw()
-    work = [bench.flops(bench.Reference(setting, setting.adaptation(), saved), draw) for saved in (0, 1, 2, 3, 4, 6)]
+    work = [bench.flops(bench.Reference(setting, setting.adaptation(), saved), draw) for saved in (0, 1, 2, 3, 5)]
     ours = bench.flops(bench.Ours(setting.adaptation()), draw)
     assert work == sorted(work, reverse=True) and work[0] > 2 * work[-1]
-    # the last one saves copies, not operations: what the recurrence is given is computed for padding too
-    last = bench.flops(bench.Reference(setting, setting.adaptation(), 7), draw)
+    # the last one saves copies, not operations: without packing the recurrence also runs over padding
+    last = bench.flops(bench.Reference(setting, setting.adaptation(), 6), draw)
     assert work[-1] <= last < 1.2 * work[-1] and ours == pytest.approx(last, rel=0.02)
 
 
