@@ -84,7 +84,7 @@ class PretrainSettings(Section):
     """Training of the text-to-motion prior, where no checkpoint is given."""
 
     checkpoint: str | None = None  # folder written by an earlier run, or MDM's published model*.pt (or its folder)
-    start: str | None = None  # folder of a prior to go on from; what it lacks of `denoiser` begins without effect
+    start: str | None = None  # folder of a prior to go on from; of the same size, with or without knots
     steps: Count = 600_000
     batch: Count = 64  # over all processes
     lr: Rate = 1e-4

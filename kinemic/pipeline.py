@@ -148,6 +148,12 @@ def _lab_of_worker(experiment: Experiment, root: Path) -> Lab:
     return Lab(experiment, Store(root), progress=False)
 
 
+def _located(given: str) -> Path:
+    """Folder of a checkpoint; parameter files may name the one that comes with the package by its path in it."""
+    folder = Path(given)
+    return folder if folder.is_absolute() or folder.exists() else ROOT / folder
+
+
 def _compute(experiment: Experiment, root: Path, verb: str, arguments: Mapping[str, Any]) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # also where joblib finds a single job and runs it in the calling process
@@ -327,9 +333,7 @@ class Lab:
         """Text-to-motion prior: trained on the source, or the checkpoint the settings name."""
         cfg = self.cfg
         if cfg.pretrain.checkpoint:
-            folder = Path(cfg.pretrain.checkpoint)
-            if not folder.is_absolute() and not folder.exists():
-                folder = ROOT / folder  # so that parameter files can name the checkpoint that comes with the package
+            folder = _located(cfg.pretrain.checkpoint)
             published = checkpoints.find_mdm(folder)
             if published is not None:
                 return self._published_prior(published)
@@ -349,7 +353,7 @@ class Lab:
             return Artefact(folder, digest.hexdigest()[:16])
         torch.manual_seed(cfg.pretrain.seed)
         model = Denoiser(motion.NUM_FEATURES, self.text.encoder.dim, **cfg.denoiser.model_dump())
-        start = train.begin_with(model, cfg.pretrain.start) if cfg.pretrain.start else None
+        start = train.begin_with(model, _located(cfg.pretrain.start)) if cfg.pretrain.start else None
         settings = {
             "pretrain": {**cfg.pretrain.model_dump(exclude={"checkpoint", "save_every"}), "start": start},
             "source": self.data.origin[0].key, "denoiser": cfg.denoiser.model_dump(),

@@ -146,7 +146,7 @@ def load_model(folder: str | Path, kind: str = "denoiser") -> Denoiser | MIC:
 
 
 def begin_with(model: Denoiser, folder: str | Path) -> str:
-    """Give a model the weights of a smaller or equal one; its further parts keep their initial values.
+    """Give a model the weights of an equal one, or of one without text along the clip, whose knots begin at zero.
 
     Returns:
         SHA-256 of the weights' file.
@@ -155,8 +155,9 @@ def begin_with(model: Denoiser, folder: str | Path) -> str:
         FileNotFoundError, ValueError: see `load_model`; or the sizes differ.
     """
     weights = load_model(folder).state_dict()
-    own = model.state_dict()
-    foreign = sorted(k for k, v in weights.items() if k not in own or own[k].shape != v.shape)
+    theirs = {k: v.shape for k, v in weights.items()}
+    ours = {k: v.shape for k, v in model.state_dict().items() if k in theirs or not k.startswith("text_track.")}
+    foreign = sorted(k for k, _ in theirs.items() ^ ours.items())
     if foreign:
         raise ValueError(
             f"{folder}: does not fit the denoiser of this experiment (first: {foreign[0]}); change denoiser"

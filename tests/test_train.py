@@ -392,6 +392,9 @@ def test_a_larger_prior_goes_on_from_a_smaller_one(tmp_path, prior, streams):
     wider = Denoiser(**{**prior.settings, "ff": prior.settings["ff"] * 2})
     with pytest.raises(ValueError, match=r"does not fit the denoiser .*layers\.0\.linear1\.bias.*change denoiser"):
         train.begin_with(wider, tmp_path)
+    deeper = Denoiser(**{**prior.settings, "layers": prior.settings["layers"] + 1})
+    with pytest.raises(ValueError, match=r"does not fit the denoiser .*layers\.\d\.k_proj\.bias"):
+        train.begin_with(deeper, tmp_path)
     with pytest.raises(FileNotFoundError, match="config.json: missing"):
         train.begin_with(larger, tmp_path / "nowhere")
 

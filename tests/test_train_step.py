@@ -40,7 +40,7 @@ def test_every_saving_lowers_the_work_or_keeps_it(bench, setting):
     work = [bench.flops(bench.Reference(setting, setting.adaptation(), saved), draw) for saved in (0, 1, 2, 3, 5)]
     ours = bench.flops(bench.Ours(setting.adaptation()), draw)
     assert work == sorted(work, reverse=True) and work[0] > 2 * work[-1]
-    # the last one saves copies, not operations: without packing the recurrence also runs over padding
+    # this one saves copies, not operations: without packing the recurrence also runs over padding
     last = bench.flops(bench.Reference(setting, setting.adaptation(), 6), draw)
     assert work[-1] <= last < 1.2 * work[-1] and ours == pytest.approx(last, rel=0.02)
 
