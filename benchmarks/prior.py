@@ -19,7 +19,7 @@ Bars, at guidance 2.5 and all 50 ancestral steps:
 
 The fast sampler of the scale `embedded` and other strengths of guidance stand beside them. So do the errors of a single
 step of denoising by level of noise, with the clip's own sentence and with another's: what the sentence adds, and where.
-`--first` names the prior that the shipped one went on from (see its manifest), to be measured beside.
+`--first` names the prior of the first stage of training (see the manifest), to be measured beside.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def samples(lab: Lab, processes, clips: list[Clip], how: tuple[str, int, float],
 def by_noise(lab: Lab, model, clips: list[Clip], levels: range, batch: int = 32) -> list[dict[str, float]]:
     """Error of the estimated clean motion at each step, told the truth and told what another clip shows."""
     text = torch.from_numpy(lab.text([clip.captions[0].text for clip in clips], "condition"))
-    told = {"own sentence": text, "another's sentence": text.roll(1, 0)}
+    # Clips of an action stand together, so half-way round the list it is another.
+    told = {"own sentence": text, "another's sentence": text.roll(len(text) // 2, 0)}
     order = sorted(range(len(clips)), key=lambda i: len(clips[i]))
     found = []
     for t in levels:
@@ -215,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--per-primitive", type=int, default=40, help="samples of each action")
     parser.add_argument("--pairs", type=int, default=100, help="samples of two actions")
     parser.add_argument("--performances", type=int, default=1000, help="held-out performances to take prompts from")
-    parser.add_argument("--first", type=Path, help="folder of the prior that training went on from")
+    parser.add_argument("--first", type=Path, help="folder of the prior after its first stage of training")
     parser.add_argument("--scale", default="embedded", help="scale whose prior and world are measured")
     parser.add_argument("--out", type=Path, default=RECORD / "benchmarks" / "prior.json")
     given = parser.parse_args(argv)

@@ -4,8 +4,9 @@ The reference-shaped step passes target and window one after the other, pads eve
 with a text tower of ViT-B/32's size in the loop (the prior's once, the target's twice), and fetches the norm of every
 parameter, frozen ones too, one by one. Both steps get the same weights, noise, diffusion steps and dropped conditions.
 First their loss terms and gradients are compared, without dropout, over two draws so that the second sees a filled
-bank; then whole updates are timed with the dropout of training, variants in turn, in one process. Each row takes one
-saving more than the row above.
+bank, in single precision and in double, which tells rounding from a difference in the mathematics. Then whole updates
+are timed with the dropout of training, variants in turn, in one process. Each row takes one saving more than the row
+above.
 
 Memory is the largest resident size of a child process that does two updates (tracemalloc does not see PyTorch's
 allocations), and what of it the updates added. FLOPs are counted by PyTorch with attention in its plain form, the one
@@ -18,7 +19,9 @@ that the counter knows; the recurrent network is counted too.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import dataclasses
 import resource
 import statistics
 import subprocess
@@ -147,6 +150,7 @@ class Reference:
         width = g.x.shape[1]
         with torch.no_grad():
             text = draw.source_text if self.cached else self.setting.tower(self.setting.tokens["source"][draw.partners])
+            text = text.to(noise.dtype)
             _, latent = a.teacher(
                 schedule.q_sample(s.x, t, noise[:, : s.x.shape[1]]), t, mask=s.mask, text=text,
                 keep_text=draw.keep_source, return_latent=True,
@@ -189,7 +193,7 @@ class Reference:
         text = draw.text
         if not self.cached:
             with torch.no_grad():
-                text = self.other_tower(self.setting.tokens["target"][draw.rows])
+                text = self.other_tower(self.setting.tokens["target"][draw.rows]).to(x.dtype)
         return self.adaptation.student(
             x, t, mask=mask, text=text.repeat(copies, 1), keep_text=keep_text, action=draw.target.action.repeat(copies),
             keep_action=keep_action, return_latent=True,
@@ -232,23 +236,43 @@ def gradients(step, draw: train.Draw) -> tuple[dict[str, float], dict[str, Tenso
     }
 
 
-def deviation(setting: Setting) -> dict[str, float]:
+def doubled(value):
+    """A draw, or a part of one, in double precision."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(map(doubled, value))
+    if dataclasses.is_dataclass(value):
+        parts = {f.name: doubled(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
+    return value
+
+
+def deviation(setting: Setting, double: bool) -> dict[str, float]:
     """Largest relative differences over two draws: of a loss term, of a model's gradient, and of one parameter's.
 
-    The last is mostly rounding: the temperature's gradient, for one, is a small sum of large terms. Gradients below a
-    thousandth of the largest are measured against that, for of some only rounding is left, as of a bias that a
-    softmax ignores.
+    Gradients below a thousandth of the largest are measured against that, for of some only rounding is left, as of a
+    bias that a softmax ignores. In single precision the last is rounding too: the temperature's gradient, for one, is
+    a small sum of large terms. In double precision only captions and windows keep the rounding of single.
     """
-    made = setting.adaptation()
+    made, other = setting.adaptation(), setting.adaptation()
     draws = [made.draw() for _ in range(2)]
-    reference, ours = Reference(setting, setting.adaptation(), 0), Ours(made)
+    reference, ours = Reference(setting, other, 0), Ours(made)
+    kept = contextlib.nullcontext()
+    if double:
+        draws = list(map(doubled, draws))
+        for adaptation in (made, other):
+            for model in (adaptation.student, adaptation.teacher, adaptation.mic):
+                model.double()
+        kept = patch.object(Tensor, "float", lambda x: x)  # what returns from autocast to single stays double
     worst = {"loss term": 0.0, "model's gradient": 0.0, "parameter's gradient": 0.0}
 
     def note(name: str, value: float) -> None:
         worst[name] = max(worst[name], value)
 
     for draw in draws:
-        (a, ga), (b, gb) = gradients(reference, draw), gradients(ours, draw)
+        with kept:
+            (a, ga), (b, gb) = gradients(reference, draw), gradients(ours, draw)
         assert a.keys() == b.keys() and ga.keys() == gb.keys()
         least = 1e-3 * max(float(g.norm()) for g in ga.values())
         for name, value in a.items():
@@ -256,10 +280,10 @@ def deviation(setting: Setting) -> dict[str, float]:
         for name, g in ga.items():
             note("parameter's gradient", float((g - gb[name]).norm()) / max(float(g.norm()), least))
         for model in ("student", "mic"):
-            whole, other = (
+            whole, others = (
                 torch.cat([v.flatten() for n, v in g.items() if n.startswith(model + ".")]) for g in (ga, gb)
             )
-            note("model's gradient", float((whole - other).norm() / whole.norm()))
+            note("model's gradient", float((whole - others).norm() / whole.norm()))
     return worst
 
 
@@ -330,7 +354,11 @@ def main() -> None:
         return
 
     setting.dropout = 0.0
-    differences = deviation(setting)
+    differences = {
+        f"{name}{suffix}": value
+        for suffix, double in (("", False), (", double precision", True))
+        for name, value in deviation(setting, double).items()
+    }
     setting.dropout = 0.1
     work = {name: flops(step, draws[0]) / 1e12 for name, step in steps.items()}
     variants = {"reference": steps["reference"]}
