@@ -5,12 +5,13 @@ with a text tower of ViT-B/32's size in the loop (the prior's once, the target's
 parameter, frozen ones too, one by one. Both steps get the same weights, noise, diffusion steps and dropped conditions.
 First their loss terms and gradients are compared, without dropout, over two draws so that the second sees a filled
 bank, in single precision and in double, which tells rounding from a difference in the mathematics. Then whole updates
-are timed with the dropout of training, variants in turn, in one process. Each row takes one saving more than the row
+are timed with the dropout of training, variants in turn, every time in a process that holds nothing else, as training
+does: beside the memory of ten others the same update takes a tenth longer. Each row takes one saving more than the row
 above.
 
-Memory is the largest resident size of a child process that does two updates (tracemalloc does not see PyTorch's
-allocations), and what of it the updates added. FLOPs are counted by PyTorch with attention in its plain form, the one
-that the counter knows; the recurrent network is counted too.
+Memory is the largest resident size of that process after two updates (tracemalloc does not see PyTorch's allocations),
+and what of it the updates added. FLOPs are counted by PyTorch with attention in its plain form, the one that the
+counter knows; the recurrent network is counted too.
 
     python benchmarks/train_step.py [--quick] [--threads 1 2] [--repetitions 5] [--bf16] [--compile]
                                    [--out FILE]
@@ -22,6 +23,7 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import json
 import resource
 import statistics
 import subprocess
@@ -37,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 
 from kinemic import denoiser, motion, train
 from kinemic._torchvision import ensure_torchvision
@@ -53,8 +56,9 @@ QUICK = dict(shots=6, sources=8, dim=32, layers=2, heads=2, ff=64, rank=4, mic=3
 EFFECTIVE = 10.0  # TFLOP/s, a modest share of a recent data-centre GPU's float32 with TF32 products
 SAVINGS = (
     "cached text", "length of the longest", "joined passes", "no logging of single parameters", "no padding",
-    "recurrence not packed", "dropout from fewer draws",
+    "recurrence of our own", "dropout from fewer draws",
 )  # fmt: skip
+VARIANTS = ("reference", *(f"+ {saving}" for saving in SAVINGS), "ours")
 
 
 class Setting:
@@ -129,12 +133,12 @@ class Reference:
 
     def __init__(self, setting: Setting, adaptation: train.Adaptation, saved: int):
         self.setting, self.adaptation = setting, adaptation
-        self.cached, self.cropped, self.joined, self.quiet, packed, unpacked, self.few = (
+        self.cached, self.cropped, self.joined, self.quiet, packed, own, self.few = (
             i < saved for i in range(len(SAVINGS))
         )
         adaptation.student.pack = adaptation.teacher.pack = packed  # of the transformer: tokens without padding
-        if not unpacked:  # of the GRU: PyTorch's packed sequences, as in the reference
-            adaptation.mic._padded = adaptation.mic._packed
+        if not own:  # of the GRU: PyTorch's packed sequences, as in the reference
+            adaptation.mic._own = adaptation.mic._packed
         self.other_tower = copy.deepcopy(setting.tower)  # each of the two models has its own
 
     def losses(self, draw: train.Draw, step: int = 0) -> dict[str, Tensor]:
@@ -304,22 +308,31 @@ def flops(step, draw: train.Draw) -> int:
     return counter.get_total_flops()
 
 
-def medians(steps: dict, draws: list[train.Draw], repetitions: int) -> dict[str, float]:
-    """Median seconds of an update; variants in turn, so that a change of the machine's load meets all of them."""
-    taken = {name: [] for name in steps}
-    for step in steps.values():
-        update(step, draws[0])  # first calls allocate
-    for k in range(repetitions):
-        for name, step in steps.items():
-            taken[name].append(update(step, draws[k % len(draws)]))
-    return {name: statistics.median(values) for name, values in taken.items()}
+def variant(setting: Setting, name: str):
+    """The step of a row of the table."""
+    if name.startswith("ours"):
+        made = setting.adaptation(precision="bf16" if name == "ours, bfloat16" else "no")
+        for model in (made.student, made.teacher) if name == "ours, compiled" else ():
+            model.compile(dynamic=True)
+        return Ours(made)
+    return Reference(setting, setting.adaptation(), VARIANTS.index(name))
 
 
-def peak(name: str, words: list[str]) -> tuple[float, float]:
-    """Largest resident size of a child process, and what two updates added to it, in MB."""
-    command = [sys.executable, __file__, *words, "--child", name]
-    whole, before = map(float, subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split())
-    return whole, whole - before
+def child(name: str, setting: Setting, turn: int) -> dict[str, float]:
+    """Seconds of the first update and of the second, and memory in MB; called in a process of its own."""
+    made, step = setting.adaptation(), variant(setting, name)
+    draws = [made.draw() for _ in range(turn + 2)]
+    del made
+    before = resident()
+    first = [update(step, draw) for draw in (draws if name == "ours, compiled" else draws[turn : turn + 1])]
+    return {"first": sum(first), "seconds": update(step, draws[-1]), "peak": resident(), "before": before}
+
+
+def run(name: str, threads: int, turn: int, quick: bool) -> dict[str, float]:
+    """`child` in a process."""
+    words = ["--threads", str(threads), "--child", name, str(turn), *["--quick"] * quick]
+    done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
 
 
 def resident() -> float:
@@ -335,74 +348,54 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also time our step with torch.compile")
     parser.add_argument("--bf16", action="store_true", help="also time our step with the denoisers in bfloat16")
     parser.add_argument("--out", type=Path, default=RECORD / "benchmarks" / "train_step.json")
-    parser.add_argument("--child", choices=["reference", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, metavar=("VARIANT", "TURN"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    size = QUICK if given.quick else PAPER
-    # before this process holds the same: both at once fit into few machines
-    words = ["--threads", str(given.threads[-1])] + ["--quick"] * given.quick
-    memory = {} if given.child else {name: peak(name, words) for name in ("reference", "ours")}
-    torch.set_num_threads(given.threads[-1])
-    setting = Setting(size, dropout=0.1)
-    made = setting.adaptation()
-    draws = [made.draw() for _ in range(min(5, given.repetitions))]
-    steps = {"reference": Reference(setting, setting.adaptation(), 0), "ours": Ours(made)}
+    size, last = QUICK if given.quick else PAPER, given.threads[-1]
+    torch.set_num_threads(last)
     if given.child:
-        before = resident()
-        for draw in (draws * 2)[:2]:
-            update(steps[given.child], draw)
-        sys.stdout.write(f"{resident()} {before}\n")
+        name, turn = given.child
+        sys.stdout.write(json.dumps(child(name, Setting(size, dropout=0.1), int(turn))))
         return
 
-    setting.dropout = 0.0
+    names = [*VARIANTS, *["ours, bfloat16"] * given.bf16, *["ours, compiled"] * given.compile]
+    pairs = [(n, last) for n in names] + [(n, k) for k in given.threads[:-1] for n in ("reference", "ours")]
+    found = {pair: [] for pair in pairs}
+    with tqdm(total=given.repetitions * len(pairs), disable=not sys.stderr.isatty(), desc="updates") as bar:
+        for turn in range(given.repetitions):
+            for name, threads in pairs:  # in turn, so that a change of the machine's load meets all of them
+                found[name, threads].append(run(name, threads, turn, given.quick))
+                bar.update()
+    seconds = {pair: statistics.median(f["seconds"] for f in values) for pair, values in found.items()}
+    setting = Setting(size, dropout=0.0)
     differences = {
         f"{name}{suffix}": value
         for suffix, double in (("", False), (", double precision", True))
         for name, value in deviation(setting, double).items()
     }
-    setting.dropout = 0.1
-    work = {name: flops(step, draws[0]) / 1e12 for name, step in steps.items()}
-    variants = {"reference": steps["reference"]}
-    variants |= {f"+ {SAVINGS[i]}": Reference(setting, setting.adaptation(), i + 1) for i in range(len(SAVINGS))}
-    variants["ours"] = steps["ours"]
-    if given.bf16:
-        variants["ours, bfloat16"] = Ours(setting.adaptation(precision="bf16"))
-    seconds = {given.threads[-1]: medians(variants, draws, given.repetitions)}
-    for threads in given.threads[:-1]:
-        torch.set_num_threads(threads)
-        seconds[threads] = medians(steps, draws, given.repetitions)
-    torch.set_num_threads(given.threads[-1])
     rows = [
-        {"variant": name, "threads": threads, "seconds": took, "speed-up": taken["reference"] / took}
-        for threads, taken in seconds.items()
-        for name, took in taken.items()
+        {"variant": name, "threads": k, "seconds": took, "speed-up": seconds["reference", k] / took}
+        for (name, k), took in seconds.items()
     ]
+    faster = {row["variant"]: row["speed-up"] for row in rows if row["threads"] == last}
     summary = {}
     if given.compile:
-        compiled = setting.adaptation()
-        for model in (compiled.student, compiled.teacher):
-            model.compile(dynamic=True)
-        started = time.perf_counter()
-        for draw in draws:  # widths differ between draws
-            update(Ours(compiled), draw)
-        summary["seconds until compiled"] = time.perf_counter() - started
-        took = medians({"ours, compiled": Ours(compiled)}, draws, given.repetitions)["ours, compiled"]
-        rows.append({
-            "variant": "ours, compiled", "threads": given.threads[-1], "seconds": took,
-            "speed-up": seconds[given.threads[-1]]["reference"] / took,
-        })  # fmt: skip
-        summary["speed-up from compiling"] = seconds[given.threads[-1]]["ours"] / took
+        summary["seconds until compiled"] = statistics.median(f["first"] for f in found["ours, compiled", last])
+        summary["speed-up from compiling"] = faster["ours, compiled"] / faster["ours"]
     if len(given.threads) > 1:
-        one, last = (seconds[given.threads[i]]["ours"] for i in (0, -1))
-        summary[f"speed-up from {given.threads[0]} to {given.threads[-1]} threads"] = one / last
-    for name in steps:
-        summary[f"{name}: peak MB"], summary[f"{name}: MB added by updates"] = memory[name]
+        one = given.threads[0]
+        summary[f"speed-up from {one} to {last} threads"] = seconds["ours", one] / seconds["ours", last]
+    work = {}
+    for name in ("reference", "ours"):
+        memory = found[name, last][0]
+        summary[f"{name}: peak MB"] = memory["peak"]
+        summary[f"{name}: MB added by updates"] = memory["peak"] - memory["before"]
+        step = variant(setting, name)
+        work[name] = flops(step, step.adaptation.draw()) / 1e12
         summary[f"{name}: TFLOP per update"] = work[name]
         summary[f"{name}: TFLOP of {STEPS} updates"] = work[name] * STEPS
         summary[f"{name}: hours on a GPU at {EFFECTIVE:g} TFLOP/s"] = work[name] * STEPS / EFFECTIVE / 3600
-    taken = seconds[given.threads[-1]]
     summary |= {
-        **{f"speed-up{name.removeprefix('ours')}": taken["reference"] / taken[name]
-           for name in taken if name.startswith("ours")},
+        **{f"speed-up{name.removeprefix('ours')}": faster[name] for name in faster if name.startswith("ours")},
         "FLOP ratio": work["reference"] / work["ours"],
         **{f"largest relative difference of a {name}": value for name, value in differences.items()},
     }  # fmt: skip

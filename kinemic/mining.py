@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -57,7 +58,7 @@ class MIC(nn.Module):
             z (B, dim) and attention (B, N), a distribution over the real tokens, zero on padding.
         """
         real = torch.arange(latent.shape[1], device=latent.device)[None] < lengths[:, None]
-        recur = self._padded if latent.device.type == "cpu" else self._packed
+        recur = self._own if latent.device.type == "cpu" else self._packed
         h = recur(self.input_proj(latent), lengths)
         attention = self.score(h).squeeze(-1).masked_fill(~real, -torch.inf).softmax(dim=1)
         return self.head((attention[..., None] * h).sum(dim=1)), attention
@@ -68,23 +69,85 @@ class MIC(nn.Module):
         state = self.initial_state.expand(-1, len(x), -1).contiguous()
         return pad_packed_sequence(self.gru(packed, state)[0], batch_first=True, total_length=x.shape[1])[0]
 
-    def _padded(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The same without packing: on the CPU the gradient of a packed recurrence costs a copy of its whole input at
-        every step. Padding comes last in both directions, so no real token sees it."""
-        place = torch.arange(x.shape[1], device=x.device)[None]
-        real = place < lengths[:, None]
-        backwards = torch.where(real, lengths[:, None] - 1 - place, place)[..., None]
+    def _own(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The same by `_Recurrence`, which on the CPU takes half the time: no padding, both directions in one product,
+        and weights whose gradient is taken once, not at every step."""
+        count, width, _ = x.shape
+        order = lengths.argsort(descending=True, stable=True)
+        place = torch.arange(width)[:, None]
+        real = place < lengths[order]
+        # rows of the flattened batch, all first tokens, then all second ones, ...; longest clips first
+        ahead = (order * width + place)[real]
+        behind = (order * width + lengths[order] - 1 - place)[real]
+        weight_ih, weight_hh, bias_ih, bias_hh = (
+            torch.stack([getattr(self.gru, f"{kind}_l0{way}") for way in ("", "_reverse")])
+            for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        flat = x.flatten(0, 1)
+        gates = torch.baddbmm(bias_ih[:, None], torch.stack([flat[ahead], flat[behind]]), weight_ih.mT)
+        sizes = [n for n in real.sum(1).tolist() if n]
+        states = _Recurrence.apply(gates, self.initial_state, weight_hh, bias_hh[:, None], sizes)
+        empty = x.new_zeros(len(flat), states.shape[-1])
+        both = [empty.index_copy(0, rows, part) for rows, part in zip((ahead, behind), states, strict=True)]
+        return torch.cat(both, dim=-1).unflatten(0, (count, width))
 
-        def states(x: Tensor, first: Tensor, direction: str) -> Tensor:
-            kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            weights = [getattr(self.gru, f"{kind}_l0{direction}") for kind in kinds]
-            first = first.expand(len(x), -1)[None].contiguous()
-            return torch.gru(x, first, weights, True, 1, 0.0, self.training, False, True)[0]
 
-        ahead = states(x, self.initial_state[0], "")
-        behind = states(x.gather(1, backwards.expand_as(x)), self.initial_state[1], "_reverse")
-        behind = behind.gather(1, backwards.expand_as(behind))
-        return torch.cat([ahead, behind], dim=-1).masked_fill(~real[..., None], 0.0)
+class _Recurrence(torch.autograd.Function):
+    """The recurrent half of a bidirectional GRU over packed sequences.
+
+    Autograd through a loop would multiply and add up the gradient of the recurrent weights at every step. Here the
+    loop backwards only carries the gradient of the state; the weights' is one product over all steps at its end.
+
+    Args of `apply`:
+        gates: (2, R, 3H), what the input adds to the reset, update and new gates of both directions. Rows are steps of
+            clips: all first steps, then all second steps, ..., in every step the longest clips first.
+        first: (2, 1, H), initial state of all clips.
+        weight, bias: (2, 3H, H) and (2, 1, 3H), recurrent ones.
+        sizes: clips that have a first, second, ... step.
+
+    Returns:
+        (2, R, H) states. Source: `torch.nn.GRU`, documentation, equations; their derivatives are ours.
+    """
+
+    @staticmethod
+    def forward(ctx, gates: Tensor, first: Tensor, weight: Tensor, bias: Tensor, sizes: list[int]) -> Tensor:
+        dim = first.shape[-1]
+        before, hidden, new, states = (gates.new_empty(2, gates.shape[1], dim) for _ in range(4))
+        turns = gates.new_empty(2, gates.shape[1], 2 * dim)
+        state, begin = first.expand(-1, sizes[0], -1), 0
+        for count in sizes:
+            now = slice(begin, begin + count)
+            before[:, now] = state = state[:, :count]
+            read, hidden[:, now] = torch.baddbmm(bias, state, weight.mT).split((2 * dim, dim), dim=-1)
+            turns[:, now] = turn = torch.sigmoid(gates[:, now, : 2 * dim] + read)
+            reset, update = turn.chunk(2, dim=-1)
+            new[:, now] = candidate = torch.tanh(torch.addcmul(gates[:, now, 2 * dim :], reset, hidden[:, now]))
+            states[:, now] = state = torch.lerp(candidate, state, update)
+            begin += count
+        ctx.save_for_backward(before, turns, hidden, new, weight)
+        ctx.sizes = sizes
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        before, turns, hidden, new, weight = ctx.saved_tensors
+        reset, update = turns.chunk(2, dim=-1)
+        grad = grad.clone()
+        to_new = (1 - update) * (1 - new.square())  # from the state to what goes into the tanh
+        factors = (to_new * hidden * reset * (1 - reset), (before - new) * update * (1 - update), to_new * reset)
+        factors = torch.stack(factors, dim=2)
+        read = torch.empty_like(factors)
+        carry, begin = grad[:, :0], grad.shape[1]
+        for count in reversed(ctx.sizes):
+            begin -= count
+            now = slice(begin, begin + count)
+            grad[:, begin : begin + carry.shape[1]] += carry
+            read[:, now] = grad[:, now, None] * factors[:, now]
+            carry = torch.baddbmm(grad[:, now] * update[:, now], read[:, now].flatten(2), weight)
+        read = read.flatten(2)
+        of_gates = torch.cat([read[..., : 2 * new.shape[-1]], grad * to_new], dim=-1)
+        return of_gates, carry.sum(1, keepdim=True), read.mT @ before, read.sum(1, keepdim=True), None
 
 
 class MemoryBank:

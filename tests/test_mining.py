@@ -122,11 +122,11 @@ def test_attention_is_a_distribution_over_real_tokens_and_padding_does_not_matte
     assert torch.allclose(mic(x[order], lengths[order])[0], z[order], atol=1e-6)
 
 
-def test_recurrence_without_packing_equals_the_packed_one_in_values_and_gradients():
+def test_our_recurrence_equals_the_packed_one_in_values_and_gradients():
     torch.manual_seed(0)
     mic, lengths = MIC(5, 8), torch.tensor([6, 1, 4])
     found = []
-    for recur in (mic._packed, mic._padded):
+    for recur in (mic._packed, mic._own):
         mic.zero_grad()
         x = torch.linspace(-1, 1, 3 * 7 * 8).reshape(3, 7, 8).requires_grad_()
         h = recur(x, lengths)
