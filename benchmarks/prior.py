@@ -1,6 +1,6 @@
 """How good is the shipped prior? Its samples against held-out motion with the same captions and lengths.
 
-    python benchmarks/prior.py [--quick] [--first FOLDER] [--out FILE]
+    python benchmarks/prior.py [--quick] [--earlier FOLDER ...] [--out FILE]
 
 The prompts are captions of performances that the prior never saw, by other subjects, in sentences that do not occur in
 its training set; the performances themselves are what the samples are compared with, and what the measures are tried on
@@ -19,7 +19,8 @@ Bars, at guidance 2.5 and all 50 ancestral steps:
 
 The fast sampler of the scale `embedded` and other strengths of guidance stand beside them. So do the errors of a single
 step of denoising by level of noise, with the clip's own sentence and with another's: what the sentence adds, and where.
-`--first` names the prior of the first stage of training (see the manifest), to be measured beside.
+`--earlier` names the priors after earlier stages of training (see the manifest), first to last: the same measures by
+the fast sampler over the stages, and the errors by level of noise after the first.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import torch
 from scipy.spatial.distance import pdist
 
 from kinemic import metrics, motion, train
-from kinemic.artefacts import RECORD, environment, write_json
+from kinemic.artefacts import RECORD, Artefact, environment, write_json
 from kinemic.config import Experiment
 from kinemic.data import Clip, collate, entries
 from kinemic.diffusion import Diffusion, masked_mse
@@ -95,12 +96,12 @@ def drawn(folder: Path, steps_of_prior: int, normalizer, lengths, text, how: tup
     return [(motion.reconcile(one), float(metrics.bone_length_drift(motion.decode(one)).mean())) for one in raw]
 
 
-def samples(lab: Lab, processes, clips: list[Clip], how: tuple[str, int, float], batch: int = 32):
-    """A sample for each prompt, of the length of its clip, and the change of its bones."""
+def samples(lab: Lab, folder: Path, processes, clips: list[Clip], how: tuple[str, int, float], batch: int = 32):
+    """A sample of the prior in `folder` for each prompt, of the length of its clip, and the change of its bones."""
     text = lab.text([clip.captions[0].text for clip in clips], "condition")
     lengths = np.array([len(clip) for clip in clips])
     rows = np.array_split(np.argsort(-lengths, kind="stable"), max(1, len(clips) // batch))
-    jobs = [processes.submit(drawn, lab.prior.folder, lab.cfg.diffusion.num_timesteps, lab.data.normalizer, lengths[r],
+    jobs = [processes.submit(drawn, folder, lab.cfg.diffusion.num_timesteps, lab.data.normalizer, lengths[r],
                              text[r], how, seed) for seed, r in enumerate(rows)]  # fmt: skip
     out = [None] * len(clips)
     for r, job in zip(rows, jobs, strict=True):
@@ -210,13 +211,39 @@ def summarised(found: dict[str, dict]) -> dict[str, float]:
     return out
 
 
+def measured(
+    lab: Lab, folder: Path, processes, how: tuple[str, int, float], real: dict[str, list[Clip]], double: list[Clip]
+) -> tuple[dict[str, dict], dict[str, float]]:
+    """Measures by action and over all, of samples of the prior in `folder`; order only where pairs are given."""
+    made, bones = samples(lab, folder, processes, [clip for clips in real.values() for clip in clips], how)
+    ends = np.cumsum([len(clips) for clips in real.values()])[:-1]
+    parts = [made[i:j] for i, j in zip([0, *ends], [*ends, len(made)], strict=True)]
+    found = judged(lab.source_referee, dict(zip(real, parts, strict=True)), real)
+    total = {"clips": len(made)} | summarised(found) | {"bones": float(bones.mean())}
+    if double:
+        total["order"] = in_order(lab.source_referee, samples(lab, folder, processes, double, how)[0], double)
+    brief = {k: round(v, 3) for k, v in total.items()}
+    sys.stdout.write(f"{folder.name} {how}: {brief}\n")
+    sys.stdout.flush()
+    return found, total
+
+
+def trained(folder: Path) -> list[int]:
+    """Steps of each stage of a prior's training, by its manifest."""
+    stage, steps = Artefact(folder, "").manifest, []
+    while stage:
+        steps.insert(0, stage["settings"]["pretrain"]["steps"])
+        stage = stage.get("start")
+    return steps
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few prompts and steps: does it run?")
     parser.add_argument("--per-primitive", type=int, default=40, help="samples of each action")
     parser.add_argument("--pairs", type=int, default=100, help="samples of two actions")
     parser.add_argument("--performances", type=int, default=1000, help="held-out performances to take prompts from")
-    parser.add_argument("--first", type=Path, help="folder of the prior after its first stage of training")
+    parser.add_argument("--earlier", type=Path, nargs="+", default=[], help="folders of the prior after earlier stages")
     parser.add_argument("--scale", default="embedded", help="scale whose prior and world are measured")
     parser.add_argument("--out", type=Path, default=RECORD / "benchmarks" / "prior.json")
     given = parser.parse_args(argv)
@@ -231,32 +258,29 @@ def main(argv: list[str] | None = None) -> None:
     fast = (cfg.sampler, cfg.sampling_steps or cfg.num_timesteps, GUIDANCE)
     others = [(*fast[:2], scale) for scale in ((1.0,) if given.quick else (1.0, 1.5, 4.0, 6.0))]
     some = {name: clips[: max(2, given.per_primitive // 4)] for name, clips in single.items()}
-    rows, summary = [], {}
-    _ = lab.prior
+    rows, summary, prior = [], {}, lab.prior.folder
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(joblib.cpu_count(), fresh, torch.set_num_threads, (1,)) as processes:
         for how in (full, fast, *others):
-            real = single if how in (full, fast) else some
-            made, bones = samples(lab, processes, [clip for clips in real.values() for clip in clips], how)
-            ends = np.cumsum([len(clips) for clips in real.values()])[:-1]
-            parts = [made[i:j] for i, j in zip([0, *ends], [*ends, len(made)], strict=True)]
-            found = judged(judge, dict(zip(real, parts, strict=True)), real)
-            total = summarised(found) | {"bones": float(bones.mean())}
-            if how in (full, fast):
-                total["order"] = in_order(judge, samples(lab, processes, double, how)[0], double)
+            whole = how in (full, fast)
+            found, total = measured(lab, prior, processes, how, single if whole else some, double if whole else [])
             setting = {"sampler": how[0], "steps": how[1], "guidance": how[2]}
-            rows.append({"kind": "setting", **setting, "clips": len(made), **total})
+            rows.append({"kind": "setting", **setting, **total})
             if how == full:
                 rows += [{"kind": "action", "action": name, **setting, **row} for name, row in found.items()]
                 ceiling = float(np.mean([row["recognised, held-out"] for row in found.values()]))
                 summary = {**total, "recognised, held-out": ceiling, "order, held-out": in_order(judge, double, double)}
                 summary["worst action"] = min(found, key=lambda name: found[name]["recognised"])
-            sys.stdout.write(f"{how}: {({k: round(v, 3) for k, v in total.items()})}\n")
-            sys.stdout.flush()
+            if how == fast:
+                for folder in (*given.earlier, prior):
+                    after = total if folder == prior else measured(lab, folder, processes, how, single, double)[1]
+                    stages = trained(folder)
+                    rows.append({"kind": "stage", "stage": len(stages), "trained": sum(stages), **setting, **after})
     levels = range(0, cfg.num_timesteps, 24 if given.quick else 1)
     told = {"one action": [clip for clips in single.values() for clip in clips[:4]], "two actions": double}
-    for stage, folder in {"first stage": given.first, "shipped": lab.prior.folder}.items():
-        for prompt, clips in told.items() if folder else ():
+    first = {"first stage": given.earlier[0]} if given.earlier else {}
+    for stage, folder in {**first, "shipped": prior}.items():
+        for prompt, clips in told.items():
             labels = {"kind": "noise", "prior": stage, "prompts": prompt, "clips": len(clips)}
             rows += [labels | row for row in by_noise(lab, generator(folder), clips, levels)]
     write_json(given.out, {
