@@ -92,8 +92,7 @@ class PretrainSettings(Section):
     weight_decay: Weight = 0.0
     ema_decay: Share = 0.9999
     cond_mask_prob: Share = 0.1
-    high_noise: Share = 0.0  # share of clips whose step is drawn from the noisiest; 0 = all steps alike, as MDM
-    noisiest: Share = 0.2  # share of the steps that count as the noisiest
+    high_noise: Share = 0.0  # share of clips whose step is drawn from the noisiest fifth; 0 = all steps alike, as MDM
     accumulate: Count = 1  # batches per update, their gradients averaged
     precision: Literal["no", "bf16"] = "no"  # of the transformer's passes
     max_grad_norm: Rate = 1.0

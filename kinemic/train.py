@@ -406,7 +406,6 @@ def pretrain(
     ema_decay: float = 0.9999,
     cond_mask_prob: float = 0.1,
     high_noise: float = 0.0,
-    noisiest: float = 0.2,
     max_grad_norm: float = 1.0,
     save_every: int = 1000,
     seed: int = 10,
@@ -425,9 +424,8 @@ def pretrain(
         steps, batch, lr, warmup, weight_decay: AdamW with linear warm-up and cosine decay.
         ema_decay: average of the weights that is kept at the end; 0 = none.
         cond_mask_prob: share of clips whose text is hidden, for guidance.
-        high_noise: share of clips whose diffusion step is drawn from the noisiest ones instead of from all. There the
+        high_noise: share of clips whose diffusion step is drawn from the noisiest fifth instead of from all. There the
             text decides what is drawn; further down the motion itself tells how it goes on.
-        noisiest: share of the steps that count as the noisiest.
         accumulate: batches whose gradients are averaged into one update.
         precision: 'bf16' runs the denoiser in bfloat16; losses and weights stay float32.
         device: 'cpu', 'cuda' or 'mps'. Where several processes were launched, `batch` is shared by them.
@@ -459,7 +457,7 @@ def pretrain(
         if high_noise:
             last = diffusion.num_timesteps - 1
             late = torch.rand(len(text), generator=generator, device=device) < high_noise
-            t = torch.where(late, last - (t * noisiest).long(), t)
+            t = torch.where(late, last - t // 5, t)
         noise, keep = _noise(*drawn.x.shape, generator), _keep(len(text), cond_mask_prob, generator)
         rows, weight = team.part(len(text)), team.weight(len(text))
         drawn, text, t = _part(drawn, rows).to(device), text[rows].to(device), t[rows]

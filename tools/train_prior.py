@@ -24,8 +24,7 @@ from kinemic.pipeline import Lab
 
 EARLIER = (
     {"denoiser": {"text_knots": 0}, "pretrain": {"steps": 8000, "lr": 1e-3, "high_noise": 0.0}},
-    {"pretrain": {"steps": 7500, "high_noise": 0.4, "noisiest": 0.2}},
-    {"pretrain": {"steps": 7500, "high_noise": 0.2, "noisiest": 0.2}},
+    {"pretrain": {"high_noise": 0.4}},
 )
 
 
